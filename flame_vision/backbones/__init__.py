@@ -1,0 +1,11 @@
+"Backbones: images in, feature maps by stage out."
+from typing import TYPE_CHECKING
+
+from flame_vision.core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    pass
+
+CATALOGUE_MODULES = ("resnet",)
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

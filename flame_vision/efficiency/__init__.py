@@ -1,0 +1,9 @@
+"Memory, caching, fusion, quantization and export of models that are trained."
+from typing import TYPE_CHECKING
+
+from flame_vision.core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    pass
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
