@@ -6,7 +6,7 @@
 __all__ = ['INK', 'MUTED', 'GOOD', 'BAD', 'png_of', 'new_figure', 'pixels', 'grid', 'draw_image', 'show_images', 'name_of_class',
            'show_predictions', 'plot_confusion', 'show_feature_maps', 'read_metrics', 'curves_of', 'plot_curves']
 
-# %% ../nbs/060_plots.ipynb #a6fad438
+# %% ../nbs/060_plots.ipynb #83b0d4f3
 import csv
 import os
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from .core.errors import ConfigError, MissingPathError, ShapeError
 
-# %% ../nbs/060_plots.ipynb #decd32e4
+# %% ../nbs/060_plots.ipynb #2afc5670
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
-# %% ../nbs/060_plots.ipynb #c827bfd2
+# %% ../nbs/060_plots.ipynb #9ed9c86f
 INK, MUTED, GOOD, BAD = "#222222", "#777777", "#1a7f37", "#c4320a"
 
-# %% ../nbs/060_plots.ipynb #3dd0de0f
+# %% ../nbs/060_plots.ipynb #8d049362
 def png_of(
     figure: "Figure", # Any figure
 ) -> bytes:           # A PNG file
@@ -33,7 +33,7 @@ def png_of(
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
-# %% ../nbs/060_plots.ipynb #4bcb1593
+# %% ../nbs/060_plots.ipynb #0be75d6f
 def new_figure(
     width: float,       # Inches
     height: float,      # Inches
@@ -47,7 +47,7 @@ def new_figure(
     figure._repr_png_ = partial(png_of, figure)
     return figure
 
-# %% ../nbs/060_plots.ipynb #de149d51
+# %% ../nbs/060_plots.ipynb #747c1ff2
 def pixels(
     image: Any,                             # Tensor (CHW, HW), array (HWC, HW) or PIL image
     mean: Sequence[float] | None = None,    # What `Normalize` subtracted from a tensor
@@ -63,7 +63,7 @@ def pixels(
     if mean is not None and std is not None: array = array * torch.tensor(tuple(std)) + torch.tensor(tuple(mean))
     return array.nan_to_num(0).clamp(0, 1).numpy()
 
-# %% ../nbs/060_plots.ipynb #ddcf29fb
+# %% ../nbs/060_plots.ipynb #5d9baaf3
 def grid(
     count: int,                    # Images
     columns: int | None = None,    # Images in a row; as many as make a calm rectangle by default
@@ -78,7 +78,7 @@ def grid(
     for ax in axes: ax.set_axis_off()
     return figure, axes[:count]
 
-# %% ../nbs/060_plots.ipynb #b8053438
+# %% ../nbs/060_plots.ipynb #b22aed46
 def draw_image(
     ax: Any,                # A matplotlib axis
     image: np.ndarray,      # From `pixels`
@@ -90,7 +90,7 @@ def draw_image(
     ax.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation=smooth)
     if title: ax.set_title(title, fontsize=8, color=color, pad=3)
 
-# %% ../nbs/060_plots.ipynb #86acbf16
+# %% ../nbs/060_plots.ipynb #954651ac
 def show_images(
     images: Any,                                 # A batch (NCHW), or a sequence of images of any sizes
     titles: Sequence[Any] | None = None,         # One for each image
@@ -109,7 +109,7 @@ def show_images(
     for ax, *what in zip(axes, views, titles, colors): draw_image(ax, *what)
     return figure
 
-# %% ../nbs/060_plots.ipynb #22614e34
+# %% ../nbs/060_plots.ipynb #ed2f7e6e
 def name_of_class(
     index: Any,                         # Class index
     class_names: Sequence[str] | None,  # Names in order
@@ -117,7 +117,7 @@ def name_of_class(
     "The name of a class, or its number where names are not known."
     return class_names[int(index)] if class_names is not None and 0 <= int(index) < len(class_names) else str(int(index))
 
-# %% ../nbs/060_plots.ipynb #470e7a00
+# %% ../nbs/060_plots.ipynb #207503ef
 def show_predictions(
     images: Any,                                # A batch (NCHW), or a sequence of images
     labels: Any,                                # True class of each
@@ -138,7 +138,7 @@ def show_predictions(
         colors.append(GOOD if guess == true else BAD)
     return show_images(images, titles, colors=colors, **options)
 
-# %% ../nbs/060_plots.ipynb #9cb5ae8c
+# %% ../nbs/060_plots.ipynb #3013722a
 def plot_confusion(
     matrix: Any,                                # Counts (true class, predicted class)
     class_names: Sequence[str] | None = None,   # Names in order
@@ -153,7 +153,8 @@ def plot_confusion(
     ax = figure.subplots()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # of each true class
     wrong, right = share * (1 - np.eye(n)), np.ma.masked_where(~np.eye(n, dtype=bool), share)
-    ax.imshow(wrong, cmap="Oranges", vmin=0, vmax=max(wrong.max() * 1.4, 0.05))
+    ax.set_facecolor("#f7f7f7")
+    ax.imshow(np.ma.masked_equal(wrong, 0), cmap="Oranges", vmin=-0.15 * wrong.max(), vmax=max(wrong.max() * 1.6, 0.05))
     ax.imshow(right, cmap="Greys", vmin=0, vmax=3)
     if n <= 25:
         for i, j in np.argwhere(counts > 0): ax.text(j, i, f"{counts[i, j]:g}", ha="center", va="center", fontsize=8, color=INK)
@@ -167,7 +168,7 @@ def plot_confusion(
     ax.spines[:].set_visible(False)
     return figure
 
-# %% ../nbs/060_plots.ipynb #9f6d934d
+# %% ../nbs/060_plots.ipynb #41cec9d9
 def show_feature_maps(
     features: Mapping[int, Tensor],     # From stage to feature map (b, c, h, w)
     channels: int = 8,                  # Channels of each stage, those that vary most
@@ -188,7 +189,7 @@ def show_feature_maps(
         row[0].set_title(f"stage {stage}:  {' × '.join(map(str, image.shape))}", fontsize=8, color=INK, loc="left", pad=3)
     return figure
 
-# %% ../nbs/060_plots.ipynb #f3fbb561
+# %% ../nbs/060_plots.ipynb #c33919d3
 def read_metrics(
     source: str | os.PathLike,  # Lightning's `metrics.csv`
 ) -> list[dict[str, Any]]:      # Rows, without holes
@@ -197,7 +198,7 @@ def read_metrics(
     with open(source, newline="", encoding="utf-8") as file:
         return [{k: float(v) for k, v in row.items() if k and v not in ("", None)} for row in csv.DictReader(file)]
 
-# %% ../nbs/060_plots.ipynb #5b3f8afa
+# %% ../nbs/060_plots.ipynb #07dc03b4
 def curves_of(
     rows: Sequence[Mapping[str, Any]],  # Rows of metrics, with holes or without
     x: str = "epoch",                   # Column of the horizontal axis
@@ -213,7 +214,7 @@ def curves_of(
             xs.append(float(row[x])); ys.append(float(value))
     return found
 
-# %% ../nbs/060_plots.ipynb #a020e570
+# %% ../nbs/060_plots.ipynb #11861719
 def plot_curves(
     rows: Sequence[Mapping[str, Any]] | str | os.PathLike,  # Rows of metrics, or the path of Lightning's `metrics.csv`
     x: str = "epoch",                                       # Column of the horizontal axis: `"epoch"` or `"step"`

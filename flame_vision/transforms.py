@@ -9,7 +9,7 @@ __all__ = ['TRANSFORMS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'transformed_shape', '
            'RandomHorizontalFlip', 'ColorJitter', 'RandomErasing', 'Grayscale', 'RGB', 'crop_size',
            'classification_transforms', 'training_transforms']
 
-# %% ../nbs/050_transforms.ipynb #b2d7624a
+# %% ../nbs/050_transforms.ipynb #329f9070
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 import numpy as np
@@ -25,7 +25,7 @@ from .core.shapes import TensorSpec, as_spec
 from .parts import Part, build
 from .schemas import PartConfig
 
-# %% ../nbs/050_transforms.ipynb #6d34d54e
+# %% ../nbs/050_transforms.ipynb #347a9c4c
 def transformed_shape(
     transform: Callable[[Any], Any],    # Any transform of images, ours or not
     shape: Sequence[int] | TensorSpec,  # Of an image or a batch, channels before height and width
@@ -38,10 +38,10 @@ def transformed_shape(
         except ShapeError: raise
         except Exception as e: raise ShapeError(f"{transform} cannot take {spec.shape}: {e}") from e
 
-# %% ../nbs/050_transforms.ipynb #4b79836e
+# %% ../nbs/050_transforms.ipynb #7d594361
 TRANSFORMS = Catalogue("transform")
 
-# %% ../nbs/050_transforms.ipynb #d7689bb2
+# %% ../nbs/050_transforms.ipynb #e9c6bff8
 def register_transform(
     name: str,      # Name to make it by
     *aliases: str,  # Other spellings
@@ -49,14 +49,14 @@ def register_transform(
     "Decorator that adds a transform to the catalogue. Raises: ConfigError when the name is another's."
     return TRANSFORMS.register(name, *aliases)
 
-# %% ../nbs/050_transforms.ipynb #c209374a
+# %% ../nbs/050_transforms.ipynb #641e0973
 def list_transforms(
     pattern: str = "*", # Shell pattern
 ) -> list[str]:
     "Names of the transforms there are."
     return TRANSFORMS.list(pattern)
 
-# %% ../nbs/050_transforms.ipynb #a126c51c
+# %% ../nbs/050_transforms.ipynb #762faed9
 def create_transform(
     name: str,       # Name in the catalogue
     **arguments: Any,# What to make it with
@@ -66,7 +66,7 @@ def create_transform(
     except FlameVisionError: raise
     except (TypeError, ValueError) as e: raise ConfigError(f"transform {name!r}: {e}") from e
 
-# %% ../nbs/050_transforms.ipynb #a55678a2
+# %% ../nbs/050_transforms.ipynb #632fa95c
 def as_picture(
     value: Any, # An input of a transform
 ) -> Any:       # A PIL image for a uint8 array, a tensor for another array; anything else as it is
@@ -77,7 +77,7 @@ def as_picture(
         raise DataError(f"an array is a picture when its shape is [height, width] or [height, width, 1, 3 or 4], got {list(value.shape)}")
     return F.to_pil_image(value) if value.dtype == np.uint8 else F.to_image(value)
 
-# %% ../nbs/050_transforms.ipynb #1ddc5ae6
+# %% ../nbs/050_transforms.ipynb #19fe5395
 class Transform(Part, v2.Transform):
     "Base of the transforms: torchvision's, with a shape and a configuration. Put it before the class from `v2`."
     catalogue = TRANSFORMS
@@ -93,7 +93,7 @@ class Transform(Part, v2.Transform):
         "The shape that comes out. Raises: ShapeError that names the transform and what came."
         return transformed_shape(self, shape)
 
-# %% ../nbs/050_transforms.ipynb #b43f3990
+# %% ../nbs/050_transforms.ipynb #c0418bd2
 def interpolation_mode(
     interpolation: str | InterpolationMode, # `"nearest"`, `"bilinear"`, `"bicubic"` …
 ) -> InterpolationMode:
@@ -101,7 +101,7 @@ def interpolation_mode(
     try: return InterpolationMode(interpolation)
     except ValueError: raise ConfigError(f"no interpolation {interpolation!r}; there is {', '.join(m.value for m in InterpolationMode)}") from None
 
-# %% ../nbs/050_transforms.ipynb #4dc0dd4d
+# %% ../nbs/050_transforms.ipynb #91955104
 @register_transform("resize")
 class Resize(Transform, v2.Resize):
     "Resize a picture. Source: torchvision.transforms.v2.Resize."
@@ -113,7 +113,7 @@ class Resize(Transform, v2.Resize):
     ):
         super().__init__(size, interpolation_mode(interpolation), max_size=max_size, antialias=antialias)
 
-# %% ../nbs/050_transforms.ipynb #a87ac3ad
+# %% ../nbs/050_transforms.ipynb #274e12d7
 @register_transform("center_crop")
 class CenterCrop(Transform, v2.CenterCrop):
     "Cut out the middle; a picture that is too small gets a black border. Source: torchvision.transforms.v2.CenterCrop."
@@ -122,7 +122,7 @@ class CenterCrop(Transform, v2.CenterCrop):
     ):
         super().__init__(size)
 
-# %% ../nbs/050_transforms.ipynb #19d8fc21
+# %% ../nbs/050_transforms.ipynb #10792814
 @register_transform("to_tensor")
 class ToTensor(Transform):
     "Turn a PIL image, a uint8 array or a tensor into float32 in [0, 1], channels first. Masks and boxes stay as they are."
@@ -138,7 +138,7 @@ class ToTensor(Transform):
         pixels = image.as_subclass(Tensor).to(torch.float32).div_(255)
         return tv_tensors.wrap(pixels, like=image) if isinstance(image, tv_tensors.TVTensor) else pixels
 
-# %% ../nbs/050_transforms.ipynb #6584feb5
+# %% ../nbs/050_transforms.ipynb #3c886706
 @register_transform("normalize")
 class Normalize(Transform, v2.Normalize):
     "Subtract the mean of each channel and divide by its standard deviation. Source: torchvision.transforms.v2.Normalize."
@@ -159,7 +159,7 @@ class Normalize(Transform, v2.Normalize):
             raise ShapeError(f"{self} cannot take {list(inpt.shape)}: it has {len(self.mean)} channels and the image {inpt.shape[-3]}")
         return super().transform(inpt, params)
 
-# %% ../nbs/050_transforms.ipynb #be848718
+# %% ../nbs/050_transforms.ipynb #48cd8ffe
 @register_transform("compose")
 class Compose(Transform, v2.Compose):
     "Transforms, one after another. Source: torchvision.transforms.v2.Compose."
@@ -195,7 +195,7 @@ class Compose(Transform, v2.Compose):
             if not isinstance(step, Part): raise ConfigError(f"step {i}, {step}, cannot be written into a configuration; derive it from Transform and register it")
         return PartConfig(name="compose", arguments={"transforms": [step.config for step in self.transforms]})
 
-# %% ../nbs/050_transforms.ipynb #c1ce0055
+# %% ../nbs/050_transforms.ipynb #f90fa862
 def build_transforms(
     config: Any, # A name, a `PartConfig`, a mapping with name and arguments, a list of these, or a transform
 ) -> Any:        # A transform; a list gives a `Compose`
@@ -207,7 +207,7 @@ def build_transforms(
     if not isinstance(config, PartConfig): config = PartConfig(**({"name": config} if isinstance(config, str) else dict(config)))
     return create_transform(config.name, **config.arguments)
 
-# %% ../nbs/050_transforms.ipynb #c4e31f8e
+# %% ../nbs/050_transforms.ipynb #9ec70dfc
 @register_transform("random_resized_crop")
 class RandomResizedCrop(Transform, v2.RandomResizedCrop):
     "Cut out a random part and resize it. Source: torchvision.transforms.v2.RandomResizedCrop."
@@ -220,7 +220,7 @@ class RandomResizedCrop(Transform, v2.RandomResizedCrop):
     ):
         super().__init__(size, tuple(scale), tuple(ratio), interpolation_mode(interpolation), antialias)
 
-# %% ../nbs/050_transforms.ipynb #a1c2d7cf
+# %% ../nbs/050_transforms.ipynb #cfededeb
 @register_transform("random_affine")
 class RandomAffine(Transform, v2.RandomAffine):
     "Turn, move, scale and shear at random; the size stays. Source: torchvision.transforms.v2.RandomAffine."
@@ -235,38 +235,38 @@ class RandomAffine(Transform, v2.RandomAffine):
     ):
         super().__init__(degrees, translate, scale, shear, interpolation_mode(interpolation), fill, center)
 
-# %% ../nbs/050_transforms.ipynb #2fc6b3bc
+# %% ../nbs/050_transforms.ipynb #5e4fbdab
 @register_transform("pad")
 class Pad(Transform, v2.Pad): "Add a border. Source: torchvision.transforms.v2.Pad."
 
-# %% ../nbs/050_transforms.ipynb #bb7ef15d
+# %% ../nbs/050_transforms.ipynb #5a538955
 @register_transform("random_crop")
 class RandomCrop(Transform, v2.RandomCrop): "Cut out a random part of a fixed size. Source: torchvision.transforms.v2.RandomCrop."
 
-# %% ../nbs/050_transforms.ipynb #e05b4ede
+# %% ../nbs/050_transforms.ipynb #54c49a03
 @register_transform("random_horizontal_flip")
 class RandomHorizontalFlip(Transform, v2.RandomHorizontalFlip): "Mirror left and right at random. Source: torchvision.transforms.v2.RandomHorizontalFlip."
 
-# %% ../nbs/050_transforms.ipynb #095b8274
+# %% ../nbs/050_transforms.ipynb #6a814fa6
 @register_transform("color_jitter")
 class ColorJitter(Transform, v2.ColorJitter): "Vary brightness, contrast, saturation and hue. Source: torchvision.transforms.v2.ColorJitter."
 
-# %% ../nbs/050_transforms.ipynb #f7d333b4
+# %% ../nbs/050_transforms.ipynb #63fa78d8
 @register_transform("random_erasing")
 class RandomErasing(Transform, v2.RandomErasing): "Blank out a random rectangle of a tensor. Source: torchvision.transforms.v2.RandomErasing; Zhong et al. 2017, arXiv:1708.04896."
 
-# %% ../nbs/050_transforms.ipynb #f6a7bb63
+# %% ../nbs/050_transforms.ipynb #a9ef6474
 @register_transform("grayscale")
 class Grayscale(Transform, v2.Grayscale): "Turn colours into gray, with 1 or 3 channels. Source: torchvision.transforms.v2.Grayscale."
 
-# %% ../nbs/050_transforms.ipynb #f0ea3648
+# %% ../nbs/050_transforms.ipynb #6a00fa1c
 @register_transform("rgb")
 class RGB(Transform, v2.RGB): "Give a gray picture three channels; leave colours alone. Source: torchvision.transforms.v2.RGB."
 
-# %% ../nbs/050_transforms.ipynb #bc5c6785
+# %% ../nbs/050_transforms.ipynb #8d3a2d47
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# %% ../nbs/050_transforms.ipynb #a4980afa
+# %% ../nbs/050_transforms.ipynb #43f11ce0
 def crop_size(
     input_size: int | Sequence[int], # Side of a square, (height, width), or (channels, height, width)
 ) -> tuple[int, int]:                # Height and width
@@ -275,7 +275,7 @@ def crop_size(
     if len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size): return size
     raise ConfigError(f"an input size is an int, (height, width) or (channels, height, width), got {input_size!r}")
 
-# %% ../nbs/050_transforms.ipynb #29e87ff6
+# %% ../nbs/050_transforms.ipynb #30750001
 def classification_transforms(
     input_size: int | Sequence[int] = 224,                  # Side of a square, (height, width), or (channels, height, width)
     mean: Sequence[float] = IMAGENET_MEAN,                  # One for each channel
@@ -289,7 +289,7 @@ def classification_transforms(
     resized = int(h / crop_pct) if h == w else [int(h / crop_pct), int(w / crop_pct)]
     return Compose([Resize(resized, interpolation), CenterCrop((h, w)), ToTensor(), Normalize(mean, std)])
 
-# %% ../nbs/050_transforms.ipynb #934ad305
+# %% ../nbs/050_transforms.ipynb #028ac2e9
 def training_transforms(
     input_size: int | Sequence[int] = 224,                  # Side of a square, (height, width), or (channels, height, width)
     mean: Sequence[float] = IMAGENET_MEAN,                  # One for each channel

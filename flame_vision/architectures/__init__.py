@@ -4,7 +4,11 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    pass
+    from .base import BaseArchitecture as BaseArchitecture
+    from .base import Classifier as Classifier
+    from .base import list_architectures as list_architectures
+    from .base import register_architecture as register_architecture
+    from .cnn import ResNet as ResNet
 
 CATALOGUE_MODULES = ("base", "cnn")
 

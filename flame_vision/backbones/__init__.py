@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    pass
+    from .base import BaseBackbone as BaseBackbone
+    from .base import FeatureInfo as FeatureInfo
+    from .base import FeatureSelector as FeatureSelector
+    from .base import create_backbone as create_backbone
+    from .base import list_backbones as list_backbones
+    from .base import register_backbone as register_backbone
+    from .base import register_variants as register_variants
+    from .resnet import ResNetBackbone as ResNetBackbone
+    from .resnet import ResNetBlockType as ResNetBlockType
 
 CATALOGUE_MODULES = ("resnet",)
 

@@ -6,9 +6,9 @@
 __all__ = ['RESNET_RULES', 'RESNETS', 'ResNetBlockType', 'stage_strides', 'make_stage', 'ResNetBackbone', 'check_layers',
            'init_weights']
 
-# %% ../../nbs/backbones/210_resnet.ipynb #c16771fd
+# %% ../../nbs/backbones/210_resnet.ipynb #8013274a
 from collections.abc import Iterable, Sequence
-from enum import Enum
+from enum import StrEnum
 from functools import partial
 from typing import Any
 from jaxtyping import Float
@@ -19,8 +19,8 @@ from ..blocks.residual import Bottleneck, ResidualBlock
 from ..core.errors import ConfigError
 from ..core.weights import KeyMap, drop, rename
 
-# %% ../../nbs/backbones/210_resnet.ipynb #dc98471d
-class ResNetBlockType(str, Enum):
+# %% ../../nbs/backbones/210_resnet.ipynb #ff0799ac
+class ResNetBlockType(StrEnum):
     "Which block a ResNet is made of."
     BASIC = "basic"             # Two 3 × 3 convolutions: ResNet-18 and -34
     BOTTLENECK = "bottleneck"   # 1 × 1, 3 × 3, 1 × 1: ResNet-50 and deeper
@@ -29,7 +29,7 @@ class ResNetBlockType(str, Enum):
     def _missing_(cls, value: object) -> "ResNetBlockType":
         raise ConfigError(f"block_type must be 'basic' or 'bottleneck', got {value!r}")
 
-# %% ../../nbs/backbones/210_resnet.ipynb #ae0a5bae
+# %% ../../nbs/backbones/210_resnet.ipynb #5f03dd74
 def stage_strides(
     output_stride: int, # Stride of the deepest map: 32, 16 or 8
 ) -> list[tuple[int, int, int]]: # Stride, dilation of the first block, dilation of the others, for each stage
@@ -43,7 +43,7 @@ def stage_strides(
         plan.append((stride, before, dilation))
     return plan
 
-# %% ../../nbs/backbones/210_resnet.ipynb #4719c5d9
+# %% ../../nbs/backbones/210_resnet.ipynb #2157e073
 def make_stage(
     block_type: ResNetBlockType,        # Kind of block
     depth: int,                         # How many
@@ -61,7 +61,7 @@ def make_stage(
     kind = Bottleneck if bottleneck else ResidualBlock
     return nn.Sequential(head, *[kind(out_channels, dilation=dilation, **shared) for _ in range(depth - 1)])
 
-# %% ../../nbs/backbones/210_resnet.ipynb #82235df6
+# %% ../../nbs/backbones/210_resnet.ipynb #30867e7b
 RESNET_RULES = (
     rename("stem.conv.weight", "conv1.weight"),
     rename("stem.norm.{p}", "bn1.{p}"),
@@ -71,12 +71,12 @@ RESNET_RULES = (
     rename("stages.{s}.{b}.shortcut.norm.{p}", "layer{s}.{b}.downsample.1.{p}"),
 )
 
-# %% ../../nbs/backbones/210_resnet.ipynb #eec8483a
+# %% ../../nbs/backbones/210_resnet.ipynb #8848fed7
 @register_backbone("resnet")
 class ResNetBackbone(BaseBackbone):
     "A stem at stride 2, a max-pool, four stages of residual blocks. Source: He et al. 2015, arXiv:1512.03385."
     size_divisibility = 32
-    key_maps = tuple(KeyMap(layout, (*RESNET_RULES, drop("fc.{p}"))) for layout in ("timm", "torchvision"))
+    key_maps = tuple(KeyMap(layout, (*RESNET_RULES, drop("fc.{p}"))) for layout in ("torchvision", "timm"))
 
     def __init__(self,
         block_type: ResNetBlockType | str,          # BASIC or BOTTLENECK
@@ -129,7 +129,7 @@ class ResNetBackbone(BaseBackbone):
         for stage in self.stages.values(): maps.append(stage(maps[-1]))
         return maps
 
-# %% ../../nbs/backbones/210_resnet.ipynb #e9a21f6f
+# %% ../../nbs/backbones/210_resnet.ipynb #0b28ba5f
 def check_layers(
     block_type: ResNetBlockType | str, # Kind of block
     layers: Sequence[int],             # Blocks in each stage
@@ -144,7 +144,7 @@ def check_layers(
         raise ConfigError(f"groups={groups} and width_per_group={width_per_group} need bottleneck blocks; basic ones have no middle to widen")
     return block_type
 
-# %% ../../nbs/backbones/210_resnet.ipynb #fef8e332
+# %% ../../nbs/backbones/210_resnet.ipynb #5a580312
 def init_weights(
     module: nn.Module,           # One module of the network
     zero_residual: bool = False, # Whether a block starts as its shortcut
@@ -153,7 +153,7 @@ def init_weights(
     if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if zero_residual and isinstance(module, (ResidualBlock, Bottleneck)): module.zero_init()
 
-# %% ../../nbs/backbones/210_resnet.ipynb #b8cea000
+# %% ../../nbs/backbones/210_resnet.ipynb #9136ba46
 RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": dict(block_type="basic", layers=(2, 2, 2, 2)),
     "resnet34": dict(block_type="basic", layers=(3, 4, 6, 3)),
@@ -166,5 +166,5 @@ RESNETS: dict[str, dict[str, Any]] = {
     "wide_resnet101_2": dict(block_type="bottleneck", layers=(3, 4, 23, 3), width_per_group=128),
 }
 
-# %% ../../nbs/backbones/210_resnet.ipynb #a7a2a01c
+# %% ../../nbs/backbones/210_resnet.ipynb #a4edf2b3
 register_variants(ResNetBackbone, RESNETS)

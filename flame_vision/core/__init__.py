@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from .cost import LayerSummary as LayerSummary
+    from .cost import ModelSummary as ModelSummary
+    from .cost import summary as summary
     from .errors import CheckpointError as CheckpointError
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
@@ -18,6 +21,25 @@ if TYPE_CHECKING:
     from .errors import VersionExistsError as VersionExistsError
     from .errors import VersionNotFoundError as VersionNotFoundError
     from .errors import WeightsError as WeightsError
+    from .errors import require as require
     from .names import Catalogue as Catalogue
+    from .names import did_you_mean as did_you_mean
+    from .pretrained import Provenance as Provenance
+    from .pretrained import find_pretrained as find_pretrained
+    from .pretrained import load_pretrained as load_pretrained
+    from .shapes import ShapeMixin as ShapeMixin
+    from .shapes import TensorSpec as TensorSpec
+    from .shapes import forget_shapes as forget_shapes
+    from .shapes import get_output_shape as get_output_shape
+    from .shapes import get_output_specs as get_output_specs
+    from .weights import KeyMap as KeyMap
+    from .weights import LoadReport as LoadReport
+    from .weights import concat as concat
+    from .weights import drop as drop
+    from .weights import export_weights as export_weights
+    from .weights import load_weights as load_weights
+    from .weights import read_weights as read_weights
+    from .weights import rename as rename
+    from .weights import reshape as reshape
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -4,6 +4,20 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    pass
+    from .datamodules import DigitsDataModule as DigitsDataModule
+    from .datamodules import ImageDataModule as ImageDataModule
+    from .datamodules import ImageFolderDataModule as ImageFolderDataModule
+    from .datamodules import create_datamodule as create_datamodule
+    from .datamodules import list_datasets as list_datasets
+    from .datamodules import register_dataset as register_dataset
+    from .datasets import Digits as Digits
+    from .datasets import FolderReport as FolderReport
+    from .datasets import ImageFolder as ImageFolder
+    from .datasets import Problem as Problem
+    from .datasets import load_image as load_image
+    from .datasets import scan_folder as scan_folder
+    from .datasets import stratified_split as stratified_split
+
+CATALOGUE_MODULES = ("datamodules",)
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

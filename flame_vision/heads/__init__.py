@@ -4,7 +4,10 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    pass
+    from .classifier import ClassificationHead as ClassificationHead
+    from .classifier import create_head as create_head
+    from .classifier import list_heads as list_heads
+    from .classifier import register_head as register_head
 
 CATALOGUE_MODULES = ("classifier",)
 

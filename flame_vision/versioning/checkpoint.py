@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FORMAT', 'FORMAT_VERSION', 'SECTIONS', 'describe_optimizer', 'unwrapped', 'config_of', 'numbers',
            'checkpoint_content', 'save_checkpoint', 'check_container', 'unpickle', 'check_content', 'read_checkpoint',
-           'spec_text', 'tie_faults', 'check_model', 'check_section', 'LoadedCheckpoint', 'fill', 'need_model',
-           'load_checkpoint']
+           'spec_text', 'tie_faults', 'misfits', 'check_model', 'check_section', 'LoadedCheckpoint', 'fill',
+           'need_model', 'load_checkpoint']
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #e193ff2c
+# %% ../../nbs/versioning/604_checkpoint.ipynb #748abc6d
 import os
 import pickle
 import re
@@ -27,14 +27,14 @@ from ..core.weights import LoadReport, some
 from ..schemas import PartConfig
 from .files import atomic_write, content_digest, plain_values, tensor_bytes, why
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #3c9d15ce
+# %% ../../nbs/versioning/604_checkpoint.ipynb #de143b97
 def describe_optimizer(
     optimizer: Optimizer, # Any optimizer
 ) -> dict[str, Any]:
     "What tells whether an optimizer's state fits: its class, and the shapes of its parameters group by group."
     return {"class": type(optimizer).__name__, "shapes": [[list(p.shape) for p in group["params"]] for group in optimizer.param_groups]}
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #2e050305
+# %% ../../nbs/versioning/604_checkpoint.ipynb #2942c59a
 def unwrapped(
     model: nn.Module, # A model, compiled or parallel perhaps
 ) -> nn.Module:
@@ -44,7 +44,7 @@ def unwrapped(
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
         else: return model
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #5ec0e1f4
+# %% ../../nbs/versioning/604_checkpoint.ipynb #667498c0
 def config_of(
     model: nn.Module,    # Any model
     config: Any = None,  # Its configuration, if the caller knows it
@@ -55,17 +55,17 @@ def config_of(
     except ConfigError: return None
     return own if isinstance(own, PartConfig) else None
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #d6f60483
+# %% ../../nbs/versioning/604_checkpoint.ipynb #cbfe5325
 def numbers(
     metrics: Mapping[str, Any], # Metrics, as tensors of one element perhaps
 ) -> dict[str, Any]:
     "Metrics as plain numbers."
     return {str(k): v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for k, v in metrics.items()}
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #74c4dd5f
+# %% ../../nbs/versioning/604_checkpoint.ipynb #5859a75d
 FORMAT, FORMAT_VERSION = "flame-vision checkpoint", 1
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #c3852435
+# %% ../../nbs/versioning/604_checkpoint.ipynb #821feff9
 def checkpoint_content(
     model: nn.Module,            # Model to save
     optimizer: Optimizer | None, # Its optimizer
@@ -82,7 +82,7 @@ def checkpoint_content(
     content = {"format": FORMAT, "version": FORMAT_VERSION, **{k: plain_values(v, seen, k) for k, v in content.items()}}
     return {**content, "digest": content_digest(content)}
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #e789065b
+# %% ../../nbs/versioning/604_checkpoint.ipynb #e3d2c9a4
 def save_checkpoint(
     model: nn.Module,                        # Model to save
     optimizer: Optimizer | None = None,      # Its optimizer, to continue the training
@@ -110,7 +110,7 @@ def save_checkpoint(
         raise CheckpointError(f"could not write {str(path)!r}: {why(e)}; what was there before is untouched") from e
     return Path(path)
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #92b04f43
+# %% ../../nbs/versioning/604_checkpoint.ipynb #991ac484
 def check_container(
     file: BinaryIO, # An open file
     path: str,      # Its name, for messages
@@ -125,7 +125,7 @@ def check_container(
         raise CheckpointError(f"{path!r} claims more bytes than it holds: save_checkpoint never writes such a file")
     file.seek(0)
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #5f4348d9
+# %% ../../nbs/versioning/604_checkpoint.ipynb #c9b5699d
 def unpickle(
     file: BinaryIO,    # An open checkpoint
     path: str,         # Its name, for messages
@@ -139,12 +139,12 @@ def unpickle(
         raise CheckpointError(f"{path!r} is refused: it asks for {asked[1]}, and a checkpoint holds only tensors and plain values") from e
     except Exception as e: raise CheckpointError(f"{path!r} is damaged ({type(e).__name__}): take an earlier checkpoint") from e
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #7d1c72a6
+# %% ../../nbs/versioning/604_checkpoint.ipynb #e7c07d1b
 SECTIONS = {
     "architecture": str, "model": dict, "metadata": dict, "optimizer": (dict, type(None)), "scheduler": (dict, type(None)),
     "epoch": int, "metrics": dict, "class_names": (list, type(None)), "extra": dict}
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #80c3c114
+# %% ../../nbs/versioning/604_checkpoint.ipynb #cffd6747
 def check_content(
     content: Any, # What was read
     path: str,    # Its name, for messages
@@ -160,7 +160,7 @@ def check_content(
     except Exception as e: raise CheckpointError(f"{path!r} is damaged ({why(e)}): take an earlier checkpoint") from e
     if digest != content.get("digest"): raise CheckpointError(f"{path!r} is damaged: its content is not what was saved; take an earlier checkpoint")
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #8e4fe893
+# %% ../../nbs/versioning/604_checkpoint.ipynb #8f40235c
 def read_checkpoint(
     path: str | os.PathLike,   # A file that `save_checkpoint` wrote
     map_location: Any = "cpu", # Where its tensors go, as in `torch.load`
@@ -177,7 +177,7 @@ def read_checkpoint(
     check_content(content, name)
     return content
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #11c3639c
+# %% ../../nbs/versioning/604_checkpoint.ipynb #cf333172
 def spec_text(
     value: Any, # An entry of a state dict
 ) -> str:
@@ -185,7 +185,7 @@ def spec_text(
     if not isinstance(value, Tensor) or is_lazy(value): return "no tensor"
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #27a55779
+# %% ../../nbs/versioning/604_checkpoint.ipynb #1dcb8e9e
 def tie_faults(
     own: Mapping[str, Any],   # The model's state dict
     state: Mapping[str, Any], # The checkpoint's
@@ -199,7 +199,22 @@ def tie_faults(
             faults.append(f"{other!r} and {name!r} are one parameter in the model, two in the file")
     return faults
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #f3d57111
+# %% ../../nbs/versioning/604_checkpoint.ipynb #d6f8e6b6
+def misfits(
+    own: Mapping[str, Any],   # The model's state dict
+    state: Mapping[str, Any], # The one to be loaded
+    strict: bool = True,      # Whether every key must be there
+) -> list[str]:               # Empty where all of it fits
+    "Why a state dict does not fit a model, in clauses of a message."
+    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+    faults = []
+    if strict and missing: faults.append(f"missing {len(missing)}: {some(missing, 3)}")
+    if strict and unexpected: faults.append(f"unexpected {len(unexpected)}: {some(unexpected, 3)}")
+    specs = {k: (spec_text(state[k]), spec_text(own[k])) for k in own if k in state and not is_lazy(own[k])}
+    wrong = [f"{k!r} is {theirs}, the model has {ours}" for k, (theirs, ours) in specs.items() if theirs != ours]
+    return faults + wrong[:3] or tie_faults(own, state)
+
+# %% ../../nbs/versioning/604_checkpoint.ipynb #c35f9e0b
 def check_model(
     model: nn.Module,          # Model to load into
     content: dict[str, Any],   # What a checkpoint says
@@ -210,16 +225,12 @@ def check_model(
     own, state = model.state_dict(), content["model"]
     if any(isinstance(t, Tensor) and not is_lazy(t) and t.is_meta for t in own.values()):
         raise CheckpointError(f"the model is on the meta device, which holds no data: call model.to_empty(device='cpu') before loading {path!r}")
-    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
-    loaded, faults = [k for k in own if k in state], []
-    if strict and missing: faults.append(f"missing {len(missing)}: {some(missing, 3)}")
-    if strict and unexpected: faults.append(f"unexpected {len(unexpected)}: {some(unexpected, 3)}")
-    faults += [f"{k!r} is {spec_text(state[k])}, the model has {spec_text(own[k])}" for k in loaded if spec_text(state[k]) != spec_text(own[k])][:3]
-    faults += tie_faults(own, state)
-    if faults: raise CheckpointError(f"{path!r} holds a {content['architecture']} that does not fit this {type(model).__name__}: {'; '.join(faults)}")
-    return LoadReport("native", Path(path).name, loaded=loaded, skipped=unexpected, absent=missing)
+    if faults := misfits(own, state, strict):
+        raise CheckpointError(f"{path!r} holds a {content['architecture']} that does not fit this {type(model).__name__}: {'; '.join(faults)}")
+    loaded, skipped, absent = [k for k in own if k in state], [k for k in state if k not in own], [k for k in own if k not in state]
+    return LoadReport("native", Path(path).name, loaded=loaded, skipped=skipped, absent=absent)
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #104f2301
+# %% ../../nbs/versioning/604_checkpoint.ipynb #8bfcb020
 def check_section(
     section: dict[str, Any] | None, # What a checkpoint says of an optimizer or scheduler
     target: dict[str, Any],         # The same facts about the one to load into
@@ -228,14 +239,14 @@ def check_section(
 ) -> None:
     "Make sure that a saved state belongs to such an object. Raises: CheckpointError."
     if section is None: raise CheckpointError(f"{path!r} holds no {kind}: load it without one, or start with a fresh one")
-    if section["class"] != target["class"]: raise CheckpointError(f"{path!r} holds the state of {section['class']}, the {kind} is {target['class']}")
+    if section.get("class") != target["class"]: raise CheckpointError(f"{path!r} holds the state of {section.get('class')}, the {kind} is {target['class']}")
     ours, theirs = target.get("shapes"), section.get("shapes")
     if ours == theirs: return
-    counts = [[len(group) for group in shapes] for shapes in (theirs, ours)]
+    counts = [[len(group) for group in shapes or []] for shapes in (theirs, ours)]
     if counts[0] != counts[1]: raise CheckpointError(f"{path!r}: its {kind} has groups of {counts[0]} parameters, this one of {counts[1]}")
     raise CheckpointError(f"{path!r}: its {kind} was made for parameters of other shapes, or in another order")
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #71728a97
+# %% ../../nbs/versioning/604_checkpoint.ipynb #d9c5e687
 class LoadedCheckpoint(tuple):
     "`model, optimizer, epoch`, with what else the checkpoint said as attributes."
     report: LoadReport             # What became of every key
@@ -251,7 +262,7 @@ class LoadedCheckpoint(tuple):
 
     def __repr__(self) -> str: return f"LoadedCheckpoint(epoch={self.epoch}, {self.report})"
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #a08a4920
+# %% ../../nbs/versioning/604_checkpoint.ipynb #7047ba45
 def fill(
     model: nn.Module,            # Model to load into
     optimizer: Optimizer | None, # Optimizer to load into
@@ -261,18 +272,18 @@ def fill(
     strict: bool,                # Whether every key must fit
 ) -> None:
     "Carry a checked checkpoint into its targets. Raises: CheckpointError."
-    targets = [(target, content[kind]["state"]) for kind, target in (("optimizer", optimizer), ("scheduler", scheduler)) if target is not None]
+    targets = [(target, kind) for target, kind in ((optimizer, "optimizer"), (scheduler, "scheduler")) if target is not None]
     before = [(target, target.state_dict()) for target, _ in targets]
     state = OrderedDict(content["model"])
     state._metadata = content["metadata"]
     try:
-        for target, saved in targets: target.load_state_dict(saved)
+        for target, kind in targets: target.load_state_dict(content[kind]["state"])
         model.load_state_dict(state, strict=strict)
     except Exception as e:
         for target, old in before: target.load_state_dict(old)
         raise CheckpointError(f"{path!r} could not be loaded: {why(e)}") from e
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #19db0b8c
+# %% ../../nbs/versioning/604_checkpoint.ipynb #bae7b8e8
 def need_model(
     content: dict[str, Any], # What a checkpoint says
     path: str,               # Its name, for messages
@@ -282,7 +293,7 @@ def need_model(
     how = f"create_model(config=read_checkpoint({path!r})['config'])" if set(config) == {"name", "arguments"} else f"{content['architecture']}(...)"
     raise CheckpointError(f"{path!r} fills a model that you give it: model = {how}; a ModelRegistry is what keeps models and builds them again")
 
-# %% ../../nbs/versioning/604_checkpoint.ipynb #6d51860e
+# %% ../../nbs/versioning/604_checkpoint.ipynb #92bffafc
 def load_checkpoint(
     path: str | os.PathLike,            # A file that `save_checkpoint` wrote
     model: nn.Module | None = None,     # Model to load into; needed
