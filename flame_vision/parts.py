@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_config', 'signature', 'read_fields', 'PartMeta', 'Unwritten', 'remember', 'Part', 'make', 'stamp', 'build']
 
-# %% ../nbs/045_parts.ipynb #e04d50c8
+# %% ../nbs/045_parts.ipynb #1f8c1ac3
 import inspect
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -17,7 +17,7 @@ from .core.names import Catalogue, check_arguments
 from .core.shapes import ShapeMixin
 from .schemas import PartConfig, plain
 
-# %% ../nbs/045_parts.ipynb #1e47658a
+# %% ../nbs/045_parts.ipynb #08f5c3e1
 def is_config(
     value: Any, # The only positional argument of a constructor
 ) -> bool:      # Whether it is a bag of fields rather than a value
@@ -26,7 +26,7 @@ def is_config(
     if isinstance(value, (nn.Module, Tensor, type, Enum)) or callable(value): return False
     return hasattr(value, "__dict__")
 
-# %% ../nbs/045_parts.ipynb #48b0af91
+# %% ../nbs/045_parts.ipynb #7797d3fe
 @cache
 def signature(
     cls: type, # A class
@@ -35,7 +35,7 @@ def signature(
     whole = inspect.signature(cls.__init__)
     return whole.replace(parameters=list(whole.parameters.values())[1:])
 
-# %% ../nbs/045_parts.ipynb #a64c6a95
+# %% ../nbs/045_parts.ipynb #ec2f028f
 def read_fields(
     cls: type,   # Class to be made
     config: Any, # A mapping or an object with fields, more than needed perhaps
@@ -47,7 +47,7 @@ def read_fields(
     if missing: raise ConfigError(f"{cls.__name__} needs {', '.join(map(repr, missing))}, which the configuration does not have")
     return {p.name: fields[p.name] for p in wanted if p.name in fields}
 
-# %% ../nbs/045_parts.ipynb #63dcf454
+# %% ../nbs/045_parts.ipynb #ef7ee3ef
 class PartMeta(type):
     "Sees a part being made: reads its arguments from a configuration, checks their names, writes them down."
     @property
@@ -63,12 +63,12 @@ class PartMeta(type):
         made._arguments = {name: remember(value) for name, value in bound.arguments.items()}
         return made
 
-# %% ../nbs/045_parts.ipynb #4758a98d
+# %% ../nbs/045_parts.ipynb #31003075
 class Unwritten:
     "Stands for an argument that cannot be written down."
     def __init__(self, value: object): self.kind = type(value).__name__
 
-# %% ../nbs/045_parts.ipynb #1cc8b10e
+# %% ../nbs/045_parts.ipynb #a59bb763
 def remember(
     value: Any, # An argument of a constructor
 ) -> Any:       # What to keep of it
@@ -76,7 +76,7 @@ def remember(
     try: return value.config if isinstance(value, Part) else plain(value)
     except ConfigError: return Unwritten(value)
 
-# %% ../nbs/045_parts.ipynb #8108f66a
+# %% ../nbs/045_parts.ipynb #db500195
 class Part(ShapeMixin, nn.Module, metaclass=PartMeta):
     "A module that answers for its shapes and gives back its configuration."
     catalogue: Catalogue | None = None     # Where its class is registered
@@ -97,7 +97,7 @@ class Part(ShapeMixin, nn.Module, metaclass=PartMeta):
         fields = config.arguments if isinstance(config, PartConfig) else config
         return cls(**dict(fields))
 
-# %% ../nbs/045_parts.ipynb #5d66216f
+# %% ../nbs/045_parts.ipynb #c292a387
 def make(
     catalogue: Catalogue, # Where the part is registered
     name: str,            # Its name there
@@ -108,7 +108,7 @@ def make(
     if isinstance(part, Part): stamp(part, catalogue[name], catalogue.canonical(name), arguments)
     return part
 
-# %% ../nbs/045_parts.ipynb #6a777fef
+# %% ../nbs/045_parts.ipynb #473349c3
 def stamp(
     part: Part,                 # A part that was just made
     made_by: Callable[..., Any],# What made it: its class, or a function
@@ -126,7 +126,7 @@ def stamp(
     part._arguments = {**part._arguments, **flat} if spread else flat
     part._arguments = {k: remember(v) for k, v in part._arguments.items()}
 
-# %% ../nbs/045_parts.ipynb #6ae212fe
+# %% ../nbs/045_parts.ipynb #73cd3315
 def build(
     catalogue: Catalogue,                        # Where the part is registered
     part: str | PartConfig | Mapping | nn.Module,# A name, a configuration, or a part made already

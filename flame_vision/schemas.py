@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AnyConfig', 'explain', 'Config', 'read_yaml', 'load_config', 'plain', 'PartConfig']
 
-# %% ../nbs/040_schemas.ipynb #36f10f73
+# %% ../nbs/040_schemas.ipynb #2c16a7a1
 import os
 from enum import Enum
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .core.errors import ConfigError, MissingPathError
 from .core.names import did_you_mean
 
-# %% ../nbs/040_schemas.ipynb #9382cded
+# %% ../nbs/040_schemas.ipynb #69dc7466
 def explain(
     error: ValidationError,  # What pydantic raised
     schema: type[BaseModel], # The model that was to be made
@@ -28,7 +28,7 @@ def explain(
         return f"{where}: {e['msg'][0].lower()}{e['msg'][1:]}, got {e['input']!r}"
     return f"{schema.__name__}: " + "; ".join(one(e) for e in error.errors())
 
-# %% ../nbs/040_schemas.ipynb #6af0ec24
+# %% ../nbs/040_schemas.ipynb #f94eaf9d
 class Config(BaseModel):
     "Base of the configurations: unknown fields are errors, values are checked, YAML in and out."
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
@@ -43,7 +43,7 @@ class Config(BaseModel):
         if path is not None: Path(path).write_text(text, encoding="utf-8")
         return text
 
-# %% ../nbs/040_schemas.ipynb #b866f30c
+# %% ../nbs/040_schemas.ipynb #7853ac31
 def read_yaml(
     source: str | os.PathLike, # A path to a YAML file, or YAML itself
 ) -> Any:                      # What it says
@@ -58,10 +58,10 @@ def read_yaml(
     try: return yaml.safe_load(text)
     except yaml.YAMLError as e: raise ConfigError(f"not valid YAML: {' '.join(str(e).split())}") from e
 
-# %% ../nbs/040_schemas.ipynb #646c4040
+# %% ../nbs/040_schemas.ipynb #d6733f8a
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
-# %% ../nbs/040_schemas.ipynb #90a24fa2
+# %% ../nbs/040_schemas.ipynb #72ed6b81
 def load_config(
     schema: type[AnyConfig],   # Which configuration to make
     source: str | os.PathLike, # A path to a YAML file, or YAML itself
@@ -74,7 +74,7 @@ def load_config(
     if not isinstance(fields, dict): raise ConfigError(f"{schema.__name__}: expected fields with values, got {type(fields).__name__}")
     return schema(**fields)
 
-# %% ../nbs/040_schemas.ipynb #17c6c455
+# %% ../nbs/040_schemas.ipynb #3eb88af7
 def plain(
     value: Any, # An argument of a constructor
 ) -> Any:       # The same in YAML's types
@@ -83,11 +83,13 @@ def plain(
     if isinstance(value, BaseModel): return value.model_dump(mode="json")
     if isinstance(value, dict): return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)): return [plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)): return value
+    if value is None or type(value) in (bool, int, float, str): return value
+    if getattr(value, "ndim", None) == 0: return plain(value.item())  # a number of NumPy's or torch's
+    if isinstance(value, str): return str(value)
     if isinstance(value, os.PathLike): return str(value)
     raise ConfigError(f"a {type(value).__name__} cannot be written into a configuration; register it under a name and give the name")
 
-# %% ../nbs/040_schemas.ipynb #f76b82b3
+# %% ../nbs/040_schemas.ipynb #a1df33dd
 class PartConfig(Config):
     "A part that a catalogue makes: its name, and the arguments to make it with."
     name: str                                                # Name in its catalogue

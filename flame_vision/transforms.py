@@ -9,7 +9,8 @@ __all__ = ['TRANSFORMS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'transformed_shape', '
            'RandomHorizontalFlip', 'ColorJitter', 'RandomErasing', 'Grayscale', 'RGB', 'crop_size',
            'classification_transforms', 'training_transforms']
 
-# %% ../nbs/050_transforms.ipynb #329f9070
+# %% ../nbs/050_transforms.ipynb #3ccdb4c3
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 import numpy as np
@@ -25,7 +26,10 @@ from .core.shapes import TensorSpec, as_spec
 from .parts import Part, build
 from .schemas import PartConfig
 
-# %% ../nbs/050_transforms.ipynb #347a9c4c
+# %% ../nbs/050_transforms.ipynb #8d5ccbe7
+_asking = threading.RLock()  # two questions at once would give the generator back in the wrong order
+
+# %% ../nbs/050_transforms.ipynb #b9e2f9ca
 def transformed_shape(
     transform: Callable[[Any], Any],    # Any transform of images, ours or not
     shape: Sequence[int] | TensorSpec,  # Of an image or a batch, channels before height and width
@@ -33,15 +37,15 @@ def transformed_shape(
     "The shape that a transform gives. Raises: ShapeError that names the transform and what came."
     spec = as_spec(shape)
     if len(spec.shape) < 3: raise ShapeError(f"{transform} takes an image of shape [..., channels, height, width], got {spec.shape}")
-    with torch.random.fork_rng(devices=[]):
+    with _asking, torch.random.fork_rng(devices=[]):
         try: return list(transform(torch.empty(spec.shape, dtype=spec.dtype, device="meta")).shape)
         except ShapeError: raise
         except Exception as e: raise ShapeError(f"{transform} cannot take {spec.shape}: {e}") from e
 
-# %% ../nbs/050_transforms.ipynb #7d594361
+# %% ../nbs/050_transforms.ipynb #c211f405
 TRANSFORMS = Catalogue("transform")
 
-# %% ../nbs/050_transforms.ipynb #e9c6bff8
+# %% ../nbs/050_transforms.ipynb #4c9773b2
 def register_transform(
     name: str,      # Name to make it by
     *aliases: str,  # Other spellings
@@ -49,14 +53,14 @@ def register_transform(
     "Decorator that adds a transform to the catalogue. Raises: ConfigError when the name is another's."
     return TRANSFORMS.register(name, *aliases)
 
-# %% ../nbs/050_transforms.ipynb #641e0973
+# %% ../nbs/050_transforms.ipynb #f21a47fd
 def list_transforms(
     pattern: str = "*", # Shell pattern
 ) -> list[str]:
     "Names of the transforms there are."
     return TRANSFORMS.list(pattern)
 
-# %% ../nbs/050_transforms.ipynb #762faed9
+# %% ../nbs/050_transforms.ipynb #8b2c3d65
 def create_transform(
     name: str,       # Name in the catalogue
     **arguments: Any,# What to make it with
@@ -66,7 +70,7 @@ def create_transform(
     except FlameVisionError: raise
     except (TypeError, ValueError) as e: raise ConfigError(f"transform {name!r}: {e}") from e
 
-# %% ../nbs/050_transforms.ipynb #632fa95c
+# %% ../nbs/050_transforms.ipynb #c3c3123d
 def as_picture(
     value: Any, # An input of a transform
 ) -> Any:       # A PIL image for a uint8 array, a tensor for another array; anything else as it is
@@ -77,7 +81,7 @@ def as_picture(
         raise DataError(f"an array is a picture when its shape is [height, width] or [height, width, 1, 3 or 4], got {list(value.shape)}")
     return F.to_pil_image(value) if value.dtype == np.uint8 else F.to_image(value)
 
-# %% ../nbs/050_transforms.ipynb #19fe5395
+# %% ../nbs/050_transforms.ipynb #01b741f8
 class Transform(Part, v2.Transform):
     "Base of the transforms: torchvision's, with a shape and a configuration. Put it before the class from `v2`."
     catalogue = TRANSFORMS
@@ -93,7 +97,7 @@ class Transform(Part, v2.Transform):
         "The shape that comes out. Raises: ShapeError that names the transform and what came."
         return transformed_shape(self, shape)
 
-# %% ../nbs/050_transforms.ipynb #c0418bd2
+# %% ../nbs/050_transforms.ipynb #bc038cd1
 def interpolation_mode(
     interpolation: str | InterpolationMode, # `"nearest"`, `"bilinear"`, `"bicubic"` …
 ) -> InterpolationMode:
@@ -101,7 +105,7 @@ def interpolation_mode(
     try: return InterpolationMode(interpolation)
     except ValueError: raise ConfigError(f"no interpolation {interpolation!r}; there is {', '.join(m.value for m in InterpolationMode)}") from None
 
-# %% ../nbs/050_transforms.ipynb #91955104
+# %% ../nbs/050_transforms.ipynb #43e32a60
 @register_transform("resize")
 class Resize(Transform, v2.Resize):
     "Resize a picture. Source: torchvision.transforms.v2.Resize."
@@ -113,7 +117,7 @@ class Resize(Transform, v2.Resize):
     ):
         super().__init__(size, interpolation_mode(interpolation), max_size=max_size, antialias=antialias)
 
-# %% ../nbs/050_transforms.ipynb #274e12d7
+# %% ../nbs/050_transforms.ipynb #b9ae3085
 @register_transform("center_crop")
 class CenterCrop(Transform, v2.CenterCrop):
     "Cut out the middle; a picture that is too small gets a black border. Source: torchvision.transforms.v2.CenterCrop."
@@ -122,7 +126,7 @@ class CenterCrop(Transform, v2.CenterCrop):
     ):
         super().__init__(size)
 
-# %% ../nbs/050_transforms.ipynb #10792814
+# %% ../nbs/050_transforms.ipynb #eb1e21d4
 @register_transform("to_tensor")
 class ToTensor(Transform):
     "Turn a PIL image, a uint8 array or a tensor into float32 in [0, 1], channels first. Masks and boxes stay as they are."
@@ -138,28 +142,30 @@ class ToTensor(Transform):
         pixels = image.as_subclass(Tensor).to(torch.float32).div_(255)
         return tv_tensors.wrap(pixels, like=image) if isinstance(image, tv_tensors.TVTensor) else pixels
 
-# %% ../nbs/050_transforms.ipynb #3c886706
+# %% ../nbs/050_transforms.ipynb #fadb0c61
 @register_transform("normalize")
 class Normalize(Transform, v2.Normalize):
     "Subtract the mean of each channel and divide by its standard deviation. Source: torchvision.transforms.v2.Normalize."
     def __init__(self,
-        mean: Sequence[float],  # One for each channel
-        std: Sequence[float],   # One for each channel, not zero
+        mean: Sequence[int | float],  # One for each channel
+        std: Sequence[int | float],   # One for each channel, not zero
         inplace: bool = False,  # Overwrite the input
     ):
         if len(mean) != len(std): raise ConfigError(f"Normalize: {len(mean)} means and {len(std)} standard deviations")
         if not all(s > 0 for s in std): raise ConfigError(f"Normalize: a standard deviation is above 0, got {list(std)}")
         super().__init__(mean, std, inplace)
 
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        if any(isinstance(x, PIL.Image.Image) for x in flat_inputs): raise DataError("Normalize takes a tensor, got a PIL image; put ToTensor before it")
+
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, PIL.Image.Image): raise DataError("Normalize takes a tensor, got a PIL image; put ToTensor before it")
         if isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)): return inpt  # masks, boxes
         if not inpt.is_floating_point(): raise DataError(f"Normalize takes floating-point pixels, got {inpt.dtype}; put ToTensor before it")
         if inpt.shape[-3] != len(self.mean):
             raise ShapeError(f"{self} cannot take {list(inpt.shape)}: it has {len(self.mean)} channels and the image {inpt.shape[-3]}")
         return super().transform(inpt, params)
 
-# %% ../nbs/050_transforms.ipynb #48cd8ffe
+# %% ../nbs/050_transforms.ipynb #641071a1
 @register_transform("compose")
 class Compose(Transform, v2.Compose):
     "Transforms, one after another. Source: torchvision.transforms.v2.Compose."
@@ -195,7 +201,7 @@ class Compose(Transform, v2.Compose):
             if not isinstance(step, Part): raise ConfigError(f"step {i}, {step}, cannot be written into a configuration; derive it from Transform and register it")
         return PartConfig(name="compose", arguments={"transforms": [step.config for step in self.transforms]})
 
-# %% ../nbs/050_transforms.ipynb #f90fa862
+# %% ../nbs/050_transforms.ipynb #5d73bed3
 def build_transforms(
     config: Any, # A name, a `PartConfig`, a mapping with name and arguments, a list of these, or a transform
 ) -> Any:        # A transform; a list gives a `Compose`
@@ -207,66 +213,66 @@ def build_transforms(
     if not isinstance(config, PartConfig): config = PartConfig(**({"name": config} if isinstance(config, str) else dict(config)))
     return create_transform(config.name, **config.arguments)
 
-# %% ../nbs/050_transforms.ipynb #9ec70dfc
+# %% ../nbs/050_transforms.ipynb #94845b8c
 @register_transform("random_resized_crop")
 class RandomResizedCrop(Transform, v2.RandomResizedCrop):
     "Cut out a random part and resize it. Source: torchvision.transforms.v2.RandomResizedCrop."
     def __init__(self,
         size: int | Sequence[int],                              # Side of a square, or (height, width)
-        scale: Sequence[float] = (0.08, 1.0),                   # Smallest and largest part of the area
-        ratio: Sequence[float] = (3 / 4, 4 / 3),                # Narrowest and widest width / height
+        scale: Sequence[int | float] = (0.08, 1.0),                   # Smallest and largest part of the area
+        ratio: Sequence[int | float] = (3 / 4, 4 / 3),                # Narrowest and widest width / height
         interpolation: str | InterpolationMode = "bilinear",    # How to find pixels between pixels
         antialias: bool | None = True,                          # Average the pixels that one new pixel covers
     ):
         super().__init__(size, tuple(scale), tuple(ratio), interpolation_mode(interpolation), antialias)
 
-# %% ../nbs/050_transforms.ipynb #cfededeb
+# %% ../nbs/050_transforms.ipynb #ee9bbd10
 @register_transform("random_affine")
 class RandomAffine(Transform, v2.RandomAffine):
     "Turn, move, scale and shear at random; the size stays. Source: torchvision.transforms.v2.RandomAffine."
     def __init__(self,
-        degrees: float | Sequence[float],                       # Turn by up to this, or between two angles
-        translate: Sequence[float] | None = None,               # Move by up to these parts of width and height
-        scale: Sequence[float] | None = None,                   # Smallest and largest factor
-        shear: float | Sequence[float] | None = None,           # Slant by up to this many degrees
+        degrees: int | float | Sequence[int | float],                       # Turn by up to this, or between two angles
+        translate: Sequence[int | float] | None = None,               # Move by up to these parts of width and height
+        scale: Sequence[int | float] | None = None,                   # Smallest and largest factor
+        shear: int | float | Sequence[int | float] | None = None,           # Slant by up to this many degrees
         interpolation: str | InterpolationMode = "bilinear",    # How to find pixels between pixels
         fill: Any = 0,                                          # Colour of what comes in from outside
-        center: list[float] | None = None,                      # Point that stays, (x, y); the middle by default
+        center: Sequence[int | float] | None = None,                      # Point that stays, (x, y); the middle by default
     ):
-        super().__init__(degrees, translate, scale, shear, interpolation_mode(interpolation), fill, center)
+        super().__init__(degrees, translate, scale, shear, interpolation_mode(interpolation), fill, None if center is None else list(center))
 
-# %% ../nbs/050_transforms.ipynb #5e4fbdab
+# %% ../nbs/050_transforms.ipynb #d776538b
 @register_transform("pad")
 class Pad(Transform, v2.Pad): "Add a border. Source: torchvision.transforms.v2.Pad."
 
-# %% ../nbs/050_transforms.ipynb #5a538955
+# %% ../nbs/050_transforms.ipynb #66e47623
 @register_transform("random_crop")
 class RandomCrop(Transform, v2.RandomCrop): "Cut out a random part of a fixed size. Source: torchvision.transforms.v2.RandomCrop."
 
-# %% ../nbs/050_transforms.ipynb #54c49a03
+# %% ../nbs/050_transforms.ipynb #0f47c4a4
 @register_transform("random_horizontal_flip")
 class RandomHorizontalFlip(Transform, v2.RandomHorizontalFlip): "Mirror left and right at random. Source: torchvision.transforms.v2.RandomHorizontalFlip."
 
-# %% ../nbs/050_transforms.ipynb #6a814fa6
+# %% ../nbs/050_transforms.ipynb #8e67ad98
 @register_transform("color_jitter")
 class ColorJitter(Transform, v2.ColorJitter): "Vary brightness, contrast, saturation and hue. Source: torchvision.transforms.v2.ColorJitter."
 
-# %% ../nbs/050_transforms.ipynb #63fa78d8
+# %% ../nbs/050_transforms.ipynb #a492d8ea
 @register_transform("random_erasing")
 class RandomErasing(Transform, v2.RandomErasing): "Blank out a random rectangle of a tensor. Source: torchvision.transforms.v2.RandomErasing; Zhong et al. 2017, arXiv:1708.04896."
 
-# %% ../nbs/050_transforms.ipynb #a9ef6474
+# %% ../nbs/050_transforms.ipynb #56b379d8
 @register_transform("grayscale")
 class Grayscale(Transform, v2.Grayscale): "Turn colours into gray, with 1 or 3 channels. Source: torchvision.transforms.v2.Grayscale."
 
-# %% ../nbs/050_transforms.ipynb #6a00fa1c
+# %% ../nbs/050_transforms.ipynb #68afbdd1
 @register_transform("rgb")
 class RGB(Transform, v2.RGB): "Give a gray picture three channels; leave colours alone. Source: torchvision.transforms.v2.RGB."
 
-# %% ../nbs/050_transforms.ipynb #8d3a2d47
+# %% ../nbs/050_transforms.ipynb #1a812939
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# %% ../nbs/050_transforms.ipynb #43f11ce0
+# %% ../nbs/050_transforms.ipynb #8d749c7e
 def crop_size(
     input_size: int | Sequence[int], # Side of a square, (height, width), or (channels, height, width)
 ) -> tuple[int, int]:                # Height and width
@@ -275,12 +281,12 @@ def crop_size(
     if len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size): return size
     raise ConfigError(f"an input size is an int, (height, width) or (channels, height, width), got {input_size!r}")
 
-# %% ../nbs/050_transforms.ipynb #30750001
+# %% ../nbs/050_transforms.ipynb #b61dfda5
 def classification_transforms(
     input_size: int | Sequence[int] = 224,                  # Side of a square, (height, width), or (channels, height, width)
-    mean: Sequence[float] = IMAGENET_MEAN,                  # One for each channel
-    std: Sequence[float] = IMAGENET_STD,                    # One for each channel
-    crop_pct: float = 0.875,                                # Part of the resized picture's smaller side that the crop keeps
+    mean: Sequence[int | float] = IMAGENET_MEAN,                  # One for each channel
+    std: Sequence[int | float] = IMAGENET_STD,                    # One for each channel
+    crop_pct: int | float = 0.875,                                # Part of the resized picture's smaller side that the crop keeps
     interpolation: str | InterpolationMode = "bicubic",     # How to resize
 ) -> Compose:                                               # From a picture to a tensor of the input size
     "Resize, crop the centre, normalise: the way to evaluate a classifier. Source: timm.data.create_transform."
@@ -289,15 +295,15 @@ def classification_transforms(
     resized = int(h / crop_pct) if h == w else [int(h / crop_pct), int(w / crop_pct)]
     return Compose([Resize(resized, interpolation), CenterCrop((h, w)), ToTensor(), Normalize(mean, std)])
 
-# %% ../nbs/050_transforms.ipynb #028ac2e9
+# %% ../nbs/050_transforms.ipynb #1c59130c
 def training_transforms(
     input_size: int | Sequence[int] = 224,                  # Side of a square, (height, width), or (channels, height, width)
-    mean: Sequence[float] = IMAGENET_MEAN,                  # One for each channel
-    std: Sequence[float] = IMAGENET_STD,                    # One for each channel
-    scale: Sequence[float] = (0.08, 1.0),                   # Smallest and largest part of the area to see
-    flip: float = 0.5,                                      # Probability of mirroring; 0 where left and right differ, as in writing
-    color_jitter: float = 0.2,                              # Strength of changes to brightness, contrast and saturation
-    erase: float = 0.0,                                     # Probability of blanking out a rectangle
+    mean: Sequence[int | float] = IMAGENET_MEAN,                  # One for each channel
+    std: Sequence[int | float] = IMAGENET_STD,                    # One for each channel
+    scale: Sequence[int | float] = (0.08, 1.0),                   # Smallest and largest part of the area to see
+    flip: int | float = 0.5,                                      # Probability of mirroring; 0 where left and right differ, as in writing
+    color_jitter: int | float = 0.2,                              # Strength of changes to brightness, contrast and saturation
+    erase: int | float = 0.0,                                     # Probability of blanking out a rectangle
     interpolation: str | InterpolationMode = "bicubic",     # How to resize
 ) -> Compose:                                               # From a picture to a tensor of the input size
     "Random crop, mirror, colours, normalise: the way to train a classifier. Source: Szegedy et al. 2014, arXiv:1409.4842."

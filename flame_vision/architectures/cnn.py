@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['ResNet']
 
-# %% ../../nbs/architectures/410_cnn.ipynb #0a0709c6
+# %% ../../nbs/architectures/410_cnn.ipynb #bac316f6
 from collections.abc import Sequence
 from typing import Any
 from jaxtyping import Float
 from torch import Tensor
-from .base import Classifier, register_architecture
-from ..backbones.resnet import ResNetBackbone, ResNetBlockType
+from .base import Classifier, register_architecture, register_architectures
+from ..backbones.resnet import RESNETS, ResNetBackbone, ResNetBlockType
 from ..core.shapes import TensorSpec, get_output_specs
 
-# %% ../../nbs/architectures/410_cnn.ipynb #573db501
+# %% ../../nbs/architectures/410_cnn.ipynb #7b656685
 @register_architecture("resnet")
 class ResNet(Classifier):
     "A residual network with a classifier. Source: He et al. 2015, arXiv:1512.03385."
@@ -59,3 +59,6 @@ class ResNet(Classifier):
         "Every intermediate map. Raises: ShapeError for a shape that does not fit."
         if isinstance(x, Tensor): return self.backbone.forward_features(x)
         return get_output_specs(self.backbone, x, method="forward_features")
+
+# %% ../../nbs/architectures/410_cnn.ipynb #5476fc8d
+register_architectures(ResNet, RESNETS)

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .datamodules import list_datasets as list_datasets
     from .datamodules import register_dataset as register_dataset
     from .datasets import Digits as Digits
-    from .datasets import FolderReport as FolderReport
-    from .datasets import ImageFolder as ImageFolder
-    from .datasets import Problem as Problem
+    from .folders import FolderReport as FolderReport
+    from .folders import ImageFolder as ImageFolder
+    from .folders import Problem as Problem
     from .datasets import load_image as load_image
-    from .datasets import scan_folder as scan_folder
+    from .folders import scan_folder as scan_folder
     from .datasets import stratified_split as stratified_split
 
 CATALOGUE_MODULES = ("datamodules",)

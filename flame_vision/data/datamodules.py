@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'register_dataset', 'list_datasets', 'create_datamodule', 'seed_worker', 'usable_cpus', 'EpochSeeded',
-           'EpochLoader', 'fixed_shape', 'ImageDataModule', 'digit_statistics', 'DigitsDataModule',
-           'ImageFolderDataModule']
+           'EpochLoader', 'seeded_loader', 'fixed_shape', 'normalization_of', 'ImageDataModule', 'digit_statistics',
+           'DigitsDataModule', 'ImageFolderDataModule']
 
-# %% ../../nbs/data/510_datamodules.ipynb #4c7cfb93
+# %% ../../nbs/data/510_datamodules.ipynb #2b8601b1
 import os
 import random
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 import numpy as np
+import PIL.Image
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from ..core.errors import ConfigError
 from ..core.names import Catalogue, Made
 from ..parts import Part, PartMeta
@@ -24,7 +24,8 @@ from ..plots import show_images
 from ..schemas import PartConfig
 from ..transforms import (IMAGENET_MEAN, IMAGENET_STD, RGB, Compose, Grayscale, Normalize, RandomAffine, Resize, ToTensor,
     build_transforms, classification_transforms, crop_size, training_transforms, transformed_shape)
-from .datasets import Digits, ImageFolder, digest, digit_arrays, folder_fingerprint, scan_folder, settle, SPLITS
+from .datasets import SPLITS, Digits, digit_arrays
+from .folders import ImageFolder, digest, folder_fingerprint, scan_folder, settle
 
 # %% ../../nbs/data/510_datamodules.ipynb #f2806117
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -70,7 +71,7 @@ def usable_cpus() -> int:
     "CPUs that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../../nbs/data/510_datamodules.ipynb #31de900e
+# %% ../../nbs/data/510_datamodules.ipynb #f0590976
 class EpochSeeded(Dataset):
     "A data set whose random transforms depend on seed, epoch and index, and on nothing else."
     def __init__(self,
@@ -85,7 +86,7 @@ class EpochSeeded(Dataset):
     def __getitem__(self, index: int) -> Any:
         words = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(words[0] >> 1))
+            torch.default_generator.manual_seed(int(words[0] >> 1))  # not `torch.manual_seed`, which visits every kind of device
             return self.data[index]
 
 # %% ../../nbs/data/510_datamodules.ipynb #6d5f6dc2
@@ -98,7 +99,24 @@ class EpochLoader(DataLoader):
         self.passes += 1
         return super().__iter__()
 
-# %% ../../nbs/data/510_datamodules.ipynb #9c4505a8
+# %% ../../nbs/data/510_datamodules.ipynb #80699b86
+def seeded_loader(
+    data: Dataset,          # Pictures and labels
+    batch_size: int,        # Images in a batch
+    num_workers: int = 0,   # Processes that read pictures
+    seed: int = 0,          # Of order and augmentation
+    pin_memory: bool = False,   # Page-locked batches
+    training: bool = False, # Shuffle, and augment anew in each epoch
+) -> DataLoader:
+    "A loader whose batches depend on the seed alone."
+    if training: data = EpochSeeded(data, seed)
+    def generator(): return torch.Generator().manual_seed(seed)
+    sampler = RandomSampler(data, generator=generator()) if training else None  # one of its own: workers draw from the loader's
+    return EpochLoader(data, batch_size, sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0,
+        pin_memory=pin_memory, worker_init_fn=seed_worker, generator=generator(),
+        drop_last=training and len(data) > 1 and len(data) % batch_size == 1)
+
+# %% ../../nbs/data/510_datamodules.ipynb #51951623
 def fixed_shape(
     transform: Callable[[Any], Any],    # From a picture to a tensor
     shapes: Sequence[Sequence[int]],    # Pictures as they may come
@@ -110,7 +128,15 @@ def fixed_shape(
     raise ConfigError(f"the transforms give {found[0]} for a picture of {list(shapes[0])} and {found[-1]} for one of {list(shapes[-1])}, "
                       "which make no batch; end them with CenterCrop, or with Resize to (height, width)")
 
-# %% ../../nbs/data/510_datamodules.ipynb #23475658
+# %% ../../nbs/data/510_datamodules.ipynb #d6fbb50a
+def normalization_of(
+    transform: Any, # A pipeline
+) -> tuple[list[float], list[float]] | tuple[None, None]:
+    "Mean and standard deviation of the last `Normalize` of a pipeline, where it has one."
+    steps = [step for step in getattr(transform, "transforms", []) if hasattr(step, "mean") and hasattr(step, "std")]
+    return (list(steps[-1].mean), list(steps[-1].std)) if steps else (None, None)
+
+# %% ../../nbs/data/510_datamodules.ipynb #b321fd1d
 class ImageDataModule(LightningDataModule, metaclass=PartMeta):
     "Base of the data modules. A subclass sets `datasets`, `class_names`, the transforms and `picture_shapes`."
     catalogue = DATASETS
@@ -148,23 +174,19 @@ class ImageDataModule(LightningDataModule, metaclass=PartMeta):
     @property
     def num_classes(self) -> int: return len(self.class_names)
 
-    def loader(self, split: str, shuffle: bool = False) -> DataLoader:
+    def loader(self, split: str) -> DataLoader:
         "Batches of images and labels of one split."
-        data, generator = self.datasets[split], torch.Generator().manual_seed(self.seed)
-        return EpochLoader(EpochSeeded(data, self.seed) if split == "train" else data, self.batch_size, shuffle=shuffle,
-            num_workers=self.num_workers, persistent_workers=self.num_workers > 0, pin_memory=self.pin_memory,
-            worker_init_fn=seed_worker, generator=generator, drop_last=shuffle and len(data) % self.batch_size == 1 and len(data) > 1)
+        return seeded_loader(self.datasets[split], self.batch_size, self.num_workers, self.seed, self.pin_memory, training=split == "train")
 
-    def train_dataloader(self) -> DataLoader: return self.loader("train", shuffle=True)
+    def train_dataloader(self) -> DataLoader: return self.loader("train")
     def val_dataloader(self) -> DataLoader: return self.loader("val")
     def test_dataloader(self) -> DataLoader: return self.loader("test")
     def predict_dataloader(self) -> DataLoader: return self.loader("test")
 
-    @cached_property
+    @property
     def normalization(self) -> tuple[list[float], list[float]] | tuple[None, None]:
         "Mean and standard deviation of the evaluation's `Normalize`, where it has one."
-        steps = [s for s in getattr(self.eval_transforms, "transforms", []) if hasattr(s, "mean") and hasattr(s, "std")]
-        return (list(steps[-1].mean), list(steps[-1].std)) if steps else (None, None)
+        return normalization_of(self.eval_transforms)
 
     def show_batch(self,
         split: str = "train", # Which pictures: `"train"` shows them augmented
@@ -182,7 +204,7 @@ class ImageDataModule(LightningDataModule, metaclass=PartMeta):
         "SHA-256 of the pictures and labels."
         raise NotImplementedError(f"{type(self).__name__} does not say what its data is")
 
-# %% ../../nbs/data/510_datamodules.ipynb #0c77a7ab
+# %% ../../nbs/data/510_datamodules.ipynb #53081fc9
 def digit_statistics(
     resize: Resize,     # To the size that the network sees
     rows: np.ndarray,   # Training pictures (n, 8, 8)
@@ -191,7 +213,7 @@ def digit_statistics(
     seen = resize(torch.from_numpy(rows)[:, None]).float() / 255  # (n, 1, size, size)
     return round(seen.mean().item(), 4), round(seen.std().item(), 4)
 
-# %% ../../nbs/data/510_datamodules.ipynb #6980abdc
+# %% ../../nbs/data/510_datamodules.ipynb #6a8c9c19
 @register_dataset("digits")
 class DigitsDataModule(ImageDataModule):
     "The 1,797 handwritten digits of scikit-learn."
@@ -201,7 +223,7 @@ class DigitsDataModule(ImageDataModule):
         in_channels: int = 3,                           # 1 for gray, 3 for a network that expects colours
         train_transforms: Any = None,                   # Transforms or their configuration; a slight turn, shift and scale by default
         eval_transforms: Any = None,                    # Transforms or their configuration; resize and normalise by default
-        fractions: Sequence[float] = (0.7, 0.1, 0.2),   # Training, validation and test
+        fractions: Sequence[int | float] = (0.7, 0.1, 0.2),   # Training, validation and test
         seed: int = 0,                                  # Of split, order and augmentation
         num_workers: int | None = 0,                    # Processes that read pictures; digits are read faster than sent
         pin_memory: bool | None = None,                 # Page-locked batches; where there is a GPU, when None
@@ -221,7 +243,7 @@ class DigitsDataModule(ImageDataModule):
         images, labels = digit_arrays()
         return digest(f"{label}\t{image.tobytes().hex()}" for image, label in zip(images, labels.tolist()))
 
-# %% ../../nbs/data/510_datamodules.ipynb #6f74ee43
+# %% ../../nbs/data/510_datamodules.ipynb #ff603eef
 @register_dataset("folder", "image_folder")
 class ImageFolderDataModule(ImageDataModule):
     "Labelled pictures in a folder: `root/<class>/**/*.jpg`, or `root/{train,val,test}/<class>/**/*.jpg`."
@@ -231,9 +253,9 @@ class ImageFolderDataModule(ImageDataModule):
         batch_size: int = 32,                           # Images in a batch
         train_transforms: Any = None,                   # Transforms or their configuration; `training_transforms` by default
         eval_transforms: Any = None,                    # Transforms or their configuration; `classification_transforms` by default
-        mean: Sequence[float] = IMAGENET_MEAN,          # One for each channel
-        std: Sequence[float] = IMAGENET_STD,            # One for each channel
-        fractions: Sequence[float] = (0.8, 0.1, 0.1),   # Parts of the splits that have no folder
+        mean: Sequence[int | float] = IMAGENET_MEAN,          # One for each channel
+        std: Sequence[int | float] = IMAGENET_STD,            # One for each channel
+        fractions: Sequence[int | float] = (0.8, 0.1, 0.1),   # Parts of the splits that have no folder
         seed: int = 0,                                  # Of split, order and augmentation
         on_error: str = "raise",                        # `"raise"` refuses a folder with problems, `"skip"` leaves out what is broken
         verify: str = "decode",                         # `"decode"` reads every pixel beforehand, `"header"` the first bytes, `"none"` nothing
