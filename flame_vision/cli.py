@@ -4,27 +4,27 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'POSITIONAL', 'USAGE', 'result_table', 'load_line', 'report', 'demo', 'fit', 'registry_name', 'predict',
-           'summary', 'find_model', 'models', 'comments', 'command_parser', 'run', 'one_line', 'main']
+           'summary', 'find_model', 'models', 'comments', 'command_parser', 'parse', 'run', 'one_line', 'main']
 
-# %% ../nbs/960_cli.ipynb #5af92c9d
+# %% ../nbs/960_cli.ipynb #d8083636
 import inspect
 import json as jsonlib
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 import jsonargparse
-import flame_vision
-from .core.errors import ConfigError, FlameVisionError, UnknownNameError
+from .core.errors import ConfigError, FlameVisionError, UnknownArgumentError, UnknownNameError
 from .core.names import did_you_mean
 
 if TYPE_CHECKING:
     from rich.table import Table
     from flame_vision.training.trainer import FitResult
 
-# %% ../nbs/960_cli.ipynb #ce660167
+# %% ../nbs/960_cli.ipynb #be6e1296
 def result_table(
     result: "FitResult", # What a training gave
     size_bytes: int,     # Bytes of the model's weights
@@ -45,7 +45,7 @@ def result_table(
     table.add_row("picture", str(result.picture))
     return table
 
-# %% ../nbs/960_cli.ipynb #bf5496a0
+# %% ../nbs/960_cli.ipynb #f2c6bfb8
 def load_line(
     result: "FitResult",  # What a training gave
     registry: str | None, # Folder of the registry, where it is not the user's own
@@ -55,7 +55,7 @@ def load_line(
     return ("from flame_vision.versioning import ModelRegistry\n"
             f"model = ModelRegistry({root}).load({result.version.name!r}, {result.version.version!r})")
 
-# %% ../nbs/960_cli.ipynb #8a16ad40
+# %% ../nbs/960_cli.ipynb #011bdc6a
 def report(
     result: "FitResult",  # What a training gave
     registry: str | None, # Folder of the registry, where it is not the user's own
@@ -70,7 +70,7 @@ def report(
     console.print("Load it in Python with:", style="dim")
     console.print(load_line(result, registry) + "\n", markup=False)
 
-# %% ../nbs/960_cli.ipynb #08bab93a
+# %% ../nbs/960_cli.ipynb #95a63ae3
 def demo(
     epochs: int = 12,                   # Passes over the training images
     backbone: str = "resnet18",         # Name of the backbone
@@ -92,7 +92,7 @@ def demo(
     count = prove_reload(result.version, result.version.path.parent.parent, result.model, test_scores(result.model, data)[0])
     report(result, registry, f"in a new process, with {count:,} equal scores on the test images")
 
-# %% ../nbs/960_cli.ipynb #a522413a
+# %% ../nbs/960_cli.ipynb #2c5211a6
 def fit(
     data: str,                                      # Folder of pictures: FOLDER/<class>/*.jpg, or FOLDER/{train,val,test}/<class>/*.jpg
     backbone: str = "resnet50",                     # Name of the backbone
@@ -128,14 +128,14 @@ def fit(
                    devices, precision, seed, runs, registry, project, progress)
     report(result, registry)
 
-# %% ../nbs/960_cli.ipynb #107f2b4e
+# %% ../nbs/960_cli.ipynb #6ef4c23c
 def registry_name(
     folder: str, # Folder of pictures
 ) -> str:        # Its name, in the letters that a registry takes
     "A name to register a model by, from the folder that it was trained on."
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(folder).resolve().name).strip("-._")[:80] or "classifier"
 
-# %% ../nbs/960_cli.ipynb #28780ae4
+# %% ../nbs/960_cli.ipynb #83183c5f
 def predict(
     model: str,                     # Registered name, or NAME@VERSION
     images: list[str],              # Pictures
@@ -153,7 +153,7 @@ def predict(
     width = max(map(len, images))
     for image, classes in zip(images, best): print(f"{image:<{width}}  " + "  ".join(f"{n} {s:.1%}" for n, s in classes))
 
-# %% ../nbs/960_cli.ipynb #aefaf5a2
+# %% ../nbs/960_cli.ipynb #e17cffa9
 def summary(
     model: str,                                     # Name of an architecture, or a registered NAME@VERSION
     shape: list[int] | None = None,                 # Input shape; 1 × 3 × 224 × 224, or what was registered
@@ -167,7 +167,7 @@ def summary(
     counted = count(net, shape or known, depth=depth)
     print(jsonlib.dumps(counted.to_dict(), indent=1) if json else counted)
 
-# %% ../nbs/960_cli.ipynb #cb4396d3
+# %% ../nbs/960_cli.ipynb #5a831048
 def find_model(
     name: str,            # Name of an architecture, or a registered NAME@VERSION
     registry: str | None, # Folder of the registry
@@ -184,7 +184,7 @@ def find_model(
         return net, net.version.manifest.input_shape or [1, 3, 224, 224]
     raise UnknownNameError(f"no model is called {name!r}; {did_you_mean(name, [*list_models(), *store])}")
 
-# %% ../nbs/960_cli.ipynb #04856d3b
+# %% ../nbs/960_cli.ipynb #dc70b761
 def models(
     pattern: str = "*", # Shell pattern, such as "resne*"
     json: bool = False, # Print JSON instead of a table
@@ -200,7 +200,7 @@ def models(
     print(f"{'model':<20}{'parameters':>12}{'MACs':>12}")
     for name, c in costs.items(): print(f"{name:<20}{human(c.parameters):>12}{human(c.macs):>12}")
 
-# %% ../nbs/960_cli.ipynb #6f227d01
+# %% ../nbs/960_cli.ipynb #f1c99c7a
 def comments(
     function: Callable[..., Any], # A function in this style
 ) -> dict[str, str]:              # Comment of each parameter
@@ -209,17 +209,17 @@ def comments(
     found = (re.match(r"\s+(\w+):.*?# (.+)$", line) for line in lines)
     return {m[1]: m[2].replace("`", "") for m in found if m and m[1] in inspect.signature(function).parameters}
 
-# %% ../nbs/960_cli.ipynb #5cc8e249
+# %% ../nbs/960_cli.ipynb #bfb8e72d
 COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "fit": fit, "predict": predict, "summary": summary, "models": models}
 
-# %% ../nbs/960_cli.ipynb #428c3354
+# %% ../nbs/960_cli.ipynb #aa72619b
 POSITIONAL: dict[str, dict[str, dict[str, Any]]] = {
     "predict": {"model": {}, "images": {"nargs": "+"}},
     "summary": {"model": {}},
     "models": {"pattern": {"nargs": "?", "default": "*"}},
 }
 
-# %% ../nbs/960_cli.ipynb #d3ebaad6
+# %% ../nbs/960_cli.ipynb #940ca5cb
 def command_parser(
     name: str, # One of `COMMANDS`
 ) -> jsonargparse.ArgumentParser:
@@ -229,12 +229,29 @@ def command_parser(
     if name in ("demo", "fit"): parser.add_argument("--config", action="config", help="YAML file with options")
     help_of = comments(function)
     for word, options in positional.items(): parser.add_argument(word, type=str, help=help_of.get(word), **options)
-    parser.add_function_arguments(function, skip=set(positional))
+    flags = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.annotation is bool}
+    for word, default in flags.items(): parser.add_argument(f"--{word}", action=jsonargparse.ActionYesNo, nargs="?", default=default, help=help_of.get(word))
+    parser.add_function_arguments(function, skip={*positional, *flags})
     for action in parser._actions:
-        if action.dest in help_of: action.help = help_of[action.dest] + ("" if action.default is None else " (default: %(default)s)") * action.dest.islower()
+        if action.dest in help_of: action.help = help_of[action.dest] + ("" if action.default is None else " (default: %(default)s)")
     return parser
 
-# %% ../nbs/960_cli.ipynb #8348a8f7
+# %% ../nbs/960_cli.ipynb #731a9603
+def parse(
+    parser: jsonargparse.ArgumentParser, # Options of a command
+    words: Sequence[str],                # What the user typed behind the command
+) -> dict[str, Any]:
+    "Read a command's options. Raises: UnknownArgumentError with near misses; jsonargparse.ArgumentError for a wrong value."
+    try: options = parser.parse_args(list(words)).as_dict()
+    except jsonargparse.ArgumentError as e:
+        unknown = re.search(r"unrecognized arguments: (\S+)", str(e))
+        if not unknown: raise
+        known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        raise UnknownArgumentError(f"{parser.prog} has no option {unknown[1].split('=')[0]}; {did_you_mean(unknown[1].split('=')[0], known)}") from e
+    options.pop("config", None)
+    return options
+
+# %% ../nbs/960_cli.ipynb #89f4fed2
 USAGE = """flame-vision: compose, train, version and ship vision models
 
   flame-vision demo                          train a digit classifier from nothing, and prove it
@@ -245,27 +262,24 @@ USAGE = """flame-vision: compose, train, version and ship vision models
 
 Each has --help. --debug shows tracebacks, --version the version."""
 
-# %% ../nbs/960_cli.ipynb #4ceed650
+# %% ../nbs/960_cli.ipynb #a43fad17
 def run(
     words: list[str], # What the user typed, less the program's name and `--debug`
 ) -> None:
-    "Run a command. Raises: FlameVisionError, jsonargparse.ArgumentError."
+    "Run a command. Raises: FlameVisionError; jsonargparse.ArgumentError for a wrong value."
     if not words or words[0] in ("-h", "--help"): print(USAGE); return
-    if words[0] == "--version": print(f"flame-vision {flame_vision.__version__}"); return
+    if words[0] == "--version": print(f"flame-vision {installed_version('flame-vision')}"); return
     if words[0] not in COMMANDS: raise UnknownNameError(f"no command is called {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")
-    parser = command_parser(words[0])
-    options = parser.instantiate_classes(parser.parse_args(words[1:])).as_dict()
-    options.pop("config", None)
-    COMMANDS[words[0]](**options)
+    COMMANDS[words[0]](**parse(command_parser(words[0]), words[1:]))
 
-# %% ../nbs/960_cli.ipynb #1fee11e3
+# %% ../nbs/960_cli.ipynb #ba329166
 def one_line(
     error: BaseException, # What went wrong
 ) -> str:
     "An error's message in one line."
     return " ".join(str(error).split()) or type(error).__name__
 
-# %% ../nbs/960_cli.ipynb #dcc1cf41
+# %% ../nbs/960_cli.ipynb #2d034b05
 def main(
     argv: Sequence[str] | None = None, # Words of the command line; the process's own by default
 ) -> int:                              # 0, 1 for what cannot be done, 2 for what was not understood, 130 for Ctrl-C
@@ -277,5 +291,5 @@ def main(
     except (FlameVisionError, jsonargparse.ArgumentError, OSError) as e:
         if debug: raise
         print(f"flame-vision: error: {one_line(e)}", file=sys.stderr)
-        return 2 if isinstance(e, jsonargparse.ArgumentError) else 1
+        return 2 if isinstance(e, (jsonargparse.ArgumentError, UnknownArgumentError)) else 1
     return 0

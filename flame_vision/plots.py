@@ -35,9 +35,9 @@ def png_of(
 
 # %% ../nbs/060_plots.ipynb #cc843fac
 def new_figure(
-    width: int | float,       # Inches
-    height: int | float,      # Inches
-    dpi: int | float = 100.0, # Pixels in an inch
+    width: float,       # Inches
+    height: float,      # Inches
+    dpi: float = 100.0, # Pixels in an inch
 ) -> "Figure":
     "An empty figure that no global list knows; a notebook shows it when it is a cell's value."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -50,8 +50,8 @@ def new_figure(
 # %% ../nbs/060_plots.ipynb #5053474c
 def pixels(
     image: Any,                             # Tensor (CHW, HW), array (HWC, HW) or PIL image
-    mean: Sequence[int | float] | None = None,    # What `Normalize` subtracted from a tensor
-    std: Sequence[int | float] | None = None,     # What `Normalize` divided it by
+    mean: Sequence[float] | None = None,    # What `Normalize` subtracted from a tensor
+    std: Sequence[float] | None = None,     # What `Normalize` divided it by
 ) -> np.ndarray:                            # Height, width and 1 or 3 channels, in [0, 1]
     "An image as matplotlib wants it. Raises: ShapeError for what is no image."
     array = image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
@@ -67,7 +67,7 @@ def pixels(
 def grid(
     count: int,                    # Images
     columns: int | None = None,    # Images in a row; as many as make a calm rectangle by default
-    size: int | float = 1.5,             # Inches of one image's side
+    size: float = 1.5,             # Inches of one image's side
     title_lines: int = 0,          # Lines of text above each image
 ) -> tuple["Figure", list[Any]]:   # The figure, and an axis for each image
     "A figure with one empty frame for each image."
@@ -95,9 +95,9 @@ def show_images(
     images: Any,                                 # A batch (NCHW), or a sequence of images of any sizes
     titles: Sequence[Any] | None = None,         # One for each image
     columns: int | None = None,                  # Images in a row
-    size: int | float = 1.5,                           # Inches of one image's side
-    mean: Sequence[int | float] | None = None,         # What `Normalize` subtracted
-    std: Sequence[int | float] | None = None,          # What `Normalize` divided by
+    size: float = 1.5,                           # Inches of one image's side
+    mean: Sequence[float] | None = None,         # What `Normalize` subtracted
+    std: Sequence[float] | None = None,          # What `Normalize` divided by
     colors: Sequence[str] | None = None,         # Of the titles
 ) -> "Figure":
     "Images in a grid. Raises: ShapeError, ConfigError when titles and images differ in number."
@@ -173,7 +173,7 @@ def show_feature_maps(
     features: Mapping[int, Tensor],     # From stage to feature map (b, c, h, w)
     channels: int = 8,                  # Channels of each stage, those that vary most
     index: int = 0,                     # Which image of the batch
-    size: int | float = 1.1,                  # Inches of one map's side
+    size: float = 1.1,                  # Inches of one map's side
 ) -> "Figure":
     "Feature maps, a row for each stage, each map in its own range. Raises: ShapeError."
     for stage, maps in features.items():

@@ -147,8 +147,8 @@ class ToTensor(Transform):
 class Normalize(Transform, v2.Normalize):
     "Subtract the mean of each channel and divide by its standard deviation. Source: torchvision.transforms.v2.Normalize."
     def __init__(self,
-        mean: Sequence[int | float],  # One for each channel
-        std: Sequence[int | float],   # One for each channel, not zero
+        mean: Sequence[float],  # One for each channel
+        std: Sequence[float],   # One for each channel, not zero
         inplace: bool = False,  # Overwrite the input
     ):
         if len(mean) != len(std): raise ConfigError(f"Normalize: {len(mean)} means and {len(std)} standard deviations")
@@ -219,8 +219,8 @@ class RandomResizedCrop(Transform, v2.RandomResizedCrop):
     "Cut out a random part and resize it. Source: torchvision.transforms.v2.RandomResizedCrop."
     def __init__(self,
         size: int | Sequence[int],                              # Side of a square, or (height, width)
-        scale: Sequence[int | float] = (0.08, 1.0),                   # Smallest and largest part of the area
-        ratio: Sequence[int | float] = (3 / 4, 4 / 3),                # Narrowest and widest width / height
+        scale: Sequence[float] = (0.08, 1.0),                   # Smallest and largest part of the area
+        ratio: Sequence[float] = (3 / 4, 4 / 3),                # Narrowest and widest width / height
         interpolation: str | InterpolationMode = "bilinear",    # How to find pixels between pixels
         antialias: bool | None = True,                          # Average the pixels that one new pixel covers
     ):
@@ -231,13 +231,13 @@ class RandomResizedCrop(Transform, v2.RandomResizedCrop):
 class RandomAffine(Transform, v2.RandomAffine):
     "Turn, move, scale and shear at random; the size stays. Source: torchvision.transforms.v2.RandomAffine."
     def __init__(self,
-        degrees: int | float | Sequence[int | float],                       # Turn by up to this, or between two angles
-        translate: Sequence[int | float] | None = None,               # Move by up to these parts of width and height
-        scale: Sequence[int | float] | None = None,                   # Smallest and largest factor
-        shear: int | float | Sequence[int | float] | None = None,           # Slant by up to this many degrees
+        degrees: float | Sequence[float],                       # Turn by up to this, or between two angles
+        translate: Sequence[float] | None = None,               # Move by up to these parts of width and height
+        scale: Sequence[float] | None = None,                   # Smallest and largest factor
+        shear: float | Sequence[float] | None = None,           # Slant by up to this many degrees
         interpolation: str | InterpolationMode = "bilinear",    # How to find pixels between pixels
         fill: Any = 0,                                          # Colour of what comes in from outside
-        center: Sequence[int | float] | None = None,                      # Point that stays, (x, y); the middle by default
+        center: Sequence[float] | None = None,                      # Point that stays, (x, y); the middle by default
     ):
         super().__init__(degrees, translate, scale, shear, interpolation_mode(interpolation), fill, None if center is None else list(center))
 
@@ -284,9 +284,9 @@ def crop_size(
 # %% ../nbs/050_transforms.ipynb #b61dfda5
 def classification_transforms(
     input_size: int | Sequence[int] = 224,                  # Side of a square, (height, width), or (channels, height, width)
-    mean: Sequence[int | float] = IMAGENET_MEAN,                  # One for each channel
-    std: Sequence[int | float] = IMAGENET_STD,                    # One for each channel
-    crop_pct: int | float = 0.875,                                # Part of the resized picture's smaller side that the crop keeps
+    mean: Sequence[float] = IMAGENET_MEAN,                  # One for each channel
+    std: Sequence[float] = IMAGENET_STD,                    # One for each channel
+    crop_pct: float = 0.875,                                # Part of the resized picture's smaller side that the crop keeps
     interpolation: str | InterpolationMode = "bicubic",     # How to resize
 ) -> Compose:                                               # From a picture to a tensor of the input size
     "Resize, crop the centre, normalise: the way to evaluate a classifier. Source: timm.data.create_transform."
@@ -298,12 +298,12 @@ def classification_transforms(
 # %% ../nbs/050_transforms.ipynb #1c59130c
 def training_transforms(
     input_size: int | Sequence[int] = 224,                  # Side of a square, (height, width), or (channels, height, width)
-    mean: Sequence[int | float] = IMAGENET_MEAN,                  # One for each channel
-    std: Sequence[int | float] = IMAGENET_STD,                    # One for each channel
-    scale: Sequence[int | float] = (0.08, 1.0),                   # Smallest and largest part of the area to see
-    flip: int | float = 0.5,                                      # Probability of mirroring; 0 where left and right differ, as in writing
-    color_jitter: int | float = 0.2,                              # Strength of changes to brightness, contrast and saturation
-    erase: int | float = 0.0,                                     # Probability of blanking out a rectangle
+    mean: Sequence[float] = IMAGENET_MEAN,                  # One for each channel
+    std: Sequence[float] = IMAGENET_STD,                    # One for each channel
+    scale: Sequence[float] = (0.08, 1.0),                   # Smallest and largest part of the area to see
+    flip: float = 0.5,                                      # Probability of mirroring; 0 where left and right differ, as in writing
+    color_jitter: float = 0.2,                              # Strength of changes to brightness, contrast and saturation
+    erase: float = 0.0,                                     # Probability of blanking out a rectangle
     interpolation: str | InterpolationMode = "bicubic",     # How to resize
 ) -> Compose:                                               # From a picture to a tensor of the input size
     "Random crop, mirror, colours, normalise: the way to train a classifier. Source: Szegedy et al. 2014, arXiv:1409.4842."

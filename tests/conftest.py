@@ -24,7 +24,7 @@ os.environ |= {
 
 if os.environ.get("FLAME_VISION_NO_TYPECHECK") != "1":
     from jaxtyping import install_import_hook
-    install_import_hook("flame_vision", "beartype.beartype")
+    install_import_hook("flame_vision", "typechecker.typechecker")
 
 
 def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="run the tests marked `slow` too")

@@ -8,7 +8,8 @@ from torch import nn
 def test_resnet_factories():
     import flame_vision.models as models
     with torch.device("meta"):
-        for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"):
+        for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+                     "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"):
             model = getattr(models, name)(num_classes=1000, pretrained=False)
             assert model.get_output_shape([1, 3, 224, 224]) == [1, 1000]
             assert model.num_features() == (512 if name in ("resnet18", "resnet34") else 2048)
@@ -17,7 +18,14 @@ def test_resnet_factories():
 
 def test_resnet_class_and_methods():
     from flame_vision.models import ResNet, ResNetBlockType
-    model = ResNet(block_type=ResNetBlockType.BOTTLENECK, layers=[3, 4, 6, 3], num_classes=1000, zero_init_residual=False, groups=1, width_per_group=64)
+    model = ResNet(
+        block_type=ResNetBlockType.BOTTLENECK,
+        layers=[3, 4, 6, 3],
+        num_classes=1000,
+        zero_init_residual=False,
+        groups=1,
+        width_per_group=64
+    )
     assert model.get_output_shape([1, 3, 224, 224]) == [1, 1000]
     assert model.block_type is ResNetBlockType.BOTTLENECK and model.layer_config == [3, 4, 6, 3]
     assert model.has_fc() and model.num_features() == 2048
@@ -52,7 +60,8 @@ def test_feature_extraction(capsys):
     features = backbone.forward_features([1, 3, 224, 224])
     for i, feat in enumerate(features): print(f"Stage {i}: {feat.shape}")
     assert capsys.readouterr().out.splitlines() == [
-        "Stage 0: [1, 64, 56, 56]", "Stage 1: [1, 256, 56, 56]", "Stage 2: [1, 512, 28, 28]", "Stage 3: [1, 1024, 14, 14]", "Stage 4: [1, 2048, 7, 7]"]
+        "Stage 0: [1, 64, 56, 56]", "Stage 1: [1, 256, 56, 56]", "Stage 2: [1, 512, 28, 28]",
+        "Stage 3: [1, 1024, 14, 14]", "Stage 4: [1, 2048, 7, 7]"]
 
 
 def test_model_inspection(capsys):

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'register_architecture', 'list_architectures', 'register_architectures', 'BaseArchitecture',
-           'part_config', 'build_backbone', 'Classifier']
+           'build_backbone', 'ClassifierMixin', 'ComposedWeights', 'build_head', 'Classifier']
 
-# %% ../../nbs/architectures/400_base.ipynb #11bfac37
-from collections.abc import Callable, Mapping, Sequence
+# %% ../../nbs/architectures/400_base.ipynb #eaa59c90
+from collections.abc import Callable, Mapping
 from typing import Any
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..backbones.base import BACKBONES, FeatureInfo, variant
@@ -18,7 +17,8 @@ from ..core.names import Catalogue
 from ..core.pretrained import Provenance
 from ..core.weights import KeyMap
 from ..heads.classifier import HEADS
-from ..parts import Part, build, remember
+from ..parts import Part, build, part_config, remember
+from ..predictions import Classification, classify
 from ..schemas import PartConfig
 from ..transforms import build_transforms, classification_transforms
 
@@ -48,7 +48,7 @@ def register_architectures(
     "Add a family's published networks to the catalogue."
     for name, preset in table.items(): register_architecture(name)(variant(cls, name, preset))
 
-# %% ../../nbs/architectures/400_base.ipynb #fbc69f6e
+# %% ../../nbs/architectures/400_base.ipynb #834fae29
 class BaseArchitecture(Part):
     "Base of the models: images → backbone → neck → head. A subclass may set the parts itself, and may define its own `forward`."
     catalogue = ARCHITECTURES
@@ -63,6 +63,11 @@ class BaseArchitecture(Part):
     ):
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torchvision's transforms are modules, and yet no part of the network
+        if name == "preprocessing": object.__setattr__(self, name, value)
+        else: super().__setattr__(name, value)
 
     def forward(self,
         x: Float[Tensor, "b c h w"],   # Images
@@ -86,15 +91,7 @@ class BaseArchitecture(Part):
             raise ConfigError(f"{type(self).__name__} does not know how its images are prepared; set model.preprocessing, or give transforms=")
         return classification_transforms(origin.input_size, origin.mean, origin.std, origin.crop_pct, origin.interpolation)
 
-# %% ../../nbs/architectures/400_base.ipynb #2bdf8200
-def part_config(
-    part: Any, # A name, a configuration, or a mapping with name and arguments
-) -> PartConfig:
-    "A part's configuration from whatever describes it. Raises: ConfigError."
-    if isinstance(part, PartConfig): return part
-    return PartConfig(**({"name": part} if isinstance(part, str) else dict(part)))
-
-# %% ../../nbs/architectures/400_base.ipynb #37e336eb
+# %% ../../nbs/architectures/400_base.ipynb #82e44290
 def build_backbone(
     backbone: str | PartConfig | Mapping | nn.Module, # A name, a configuration, or a backbone
     **defaults: Any,                                  # Arguments, where the configuration does not say otherwise
@@ -102,40 +99,11 @@ def build_backbone(
     "A backbone from whatever describes it. Raises: UnknownNameError, UnknownArgumentError, ConfigError."
     return build(BACKBONES, backbone, **defaults)
 
-# %% ../../nbs/architectures/400_base.ipynb #d7e50a61
-@register_architecture("classifier", "custom")
-class Classifier(BaseArchitecture):
-    "A backbone and a classification head. Without a head it gives the deepest feature map."
-    def __init__(self,
-        backbone: str | PartConfig | Mapping | nn.Module,                   # A name, a configuration, or a backbone
-        head: str | PartConfig | Mapping | nn.Module | None = "classifier", # The same for the head; None for no classifier
-        num_classes: int | None = None,                                     # Classes; by default what the head says, else 1000
-        in_channels: int = 3,                                               # Channels of the image, where the backbone is given by name
-        dropout: float = 0.0,                                               # Dropout before the classifier, where the head is given by name
-        neck: nn.Module | None = None,                                      # Feature maps to feature maps
-    ):
-        super().__init__(neck=neck)
-        chosen = {"in_channels": in_channels} if in_channels != 3 else {}
-        self.backbone = build_backbone(backbone, output_indices=(-1,), **chosen) if isinstance(backbone, str) else build_backbone(backbone)
-        self.head = self.build_head(head, num_classes, dropout)
-        self.neck = neck
-
-    def build_head(self, head: Any, num_classes: int | None, dropout: float = 0.0) -> nn.Module | None:
-        "A head that fits the backbone, or None. Raises: ConfigError, UnknownNameError."
-        if head is None or num_classes == 0: return None
-        if isinstance(head, nn.Module): return head
-        if num_classes is not None and num_classes < 0: raise ConfigError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
-        described = part_config(head)
-        arguments = {"num_classes": 1000, "dropout": dropout, **described.arguments, "in_features": self.backbone.num_features}
-        if num_classes is not None: arguments["num_classes"] = num_classes
-        return build(HEADS, PartConfig(name=described.name, arguments=arguments))
-
-    def forward(self,
-        x: Float[Tensor, "b c h w"],                         # Images
-    ) -> Float[Tensor, "b classes"] | Float[Tensor, "b c2 h2 w2"]:  # Scores before the softmax; the deepest map without a head
-        features = self.backbone(x)
-        if self.neck is not None: features = self.neck(features)
-        return features[max(features)] if self.head is None else self.head(features)
+# %% ../../nbs/architectures/400_base.ipynb #12446853
+class ClassifierMixin:
+    "What a user can ask a classifier, and do to its head."
+    backbone: nn.Module
+    head: nn.Module | None
 
     @property
     def num_classes(self) -> int:
@@ -161,16 +129,22 @@ class Classifier(BaseArchitecture):
 
     def reset_classifier(self, num_classes: int) -> None:
         "Put on a new head for this many classes, 0 for none. Changes the model: call it before threads share it. Raises: ConfigError."
-        if isinstance(num_classes, bool) or num_classes < 0: raise ConfigError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
-        self.head = self.build_head(self.head.config if isinstance(self.head, Part) else "classifier", num_classes)
+        head = self.head.config if isinstance(self.head, Part) else "classifier"
+        self.head = build_head(head, self.num_features(), num_classes)
         self._arguments = {**self._arguments, "num_classes": num_classes}
         self.class_names = None
 
-    def forward_features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
-        "The deepest feature map."
-        features = self.backbone(x)
-        return features[max(features)]
+    def predict(self,
+        images: Any,            # Pictures: paths, PIL images, arrays, tensors; one or many
+        transforms: Any = None, # How to prepare them; as the model was trained by default
+        batch_size: int = 32,   # Images in a batch
+    ) -> list[Classification]:  # One for each picture
+        "Say what is on pictures, in the model's own words. Raises: ConfigError, DataError, MissingPathError, ShapeError."
+        return classify(self, images, self.transforms() if transforms is None else transforms, self.class_names, batch_size)
 
+# %% ../../nbs/architectures/400_base.ipynb #a77afbfe
+class ComposedWeights:
+    "Key maps of a model from those of its backbone and head."
     @property
     def key_maps(self) -> tuple[KeyMap, ...]:
         "Layouts of weights that backbone and head share."
@@ -178,11 +152,61 @@ class Classifier(BaseArchitecture):
         return tuple(m.under("backbone.", *heads.get(m.layout, ())) for m in getattr(self.backbone, "key_maps", ()))
 
     @property
-    def classifier(self) -> str:
+    def classifier(self) -> str | None:
         "Prefix of the weights whose size is the number of classes."
-        return f"head.{getattr(self.head, 'classifier', '')}"
+        own = getattr(self.head, "classifier", None)
+        return own and f"head.{own}"
 
     @property
     def dropped(self) -> tuple[str, ...]:
         "Prefixes of parts that the backbone was built without."
         return tuple(f"backbone.{prefix}" for prefix in getattr(self.backbone, "dropped", ()))
+
+# %% ../../nbs/architectures/400_base.ipynb #90e7f5b5
+def build_head(
+    head: Any,                  # A name, a configuration, a head, or None
+    in_features: int,           # Channels that it gets
+    num_classes: int | None,    # Classes; by default what the head says, else 1000; 0 for none
+    dropout: float = 0.0,       # Dropout before the classifier, where the head does not say
+) -> nn.Module | None:
+    "A head that fits a backbone, or None. Raises: ConfigError, UnknownNameError, UnknownArgumentError."
+    if num_classes is not None and num_classes < 0: raise ConfigError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
+    if head is None or num_classes == 0: return None
+    if isinstance(head, nn.Module): return head
+    described = part_config(head)
+    arguments = {"num_classes": 1000, "dropout": dropout, **described.arguments, "in_features": in_features}
+    if num_classes is not None: arguments["num_classes"] = num_classes
+    return build(HEADS, PartConfig(name=described.name, arguments=arguments))
+
+# %% ../../nbs/architectures/400_base.ipynb #83e5cac4
+@register_architecture("classifier", "custom")
+class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
+    "A backbone and a classification head. Without a head it gives the deepest feature map."
+    def __init__(self,
+        backbone: str | PartConfig | Mapping | nn.Module,                   # A name, a configuration, or a backbone
+        head: str | PartConfig | Mapping | nn.Module | None = "classifier", # The same for the head; None for no classifier
+        num_classes: int | None = None,                                     # Classes; by default what the head says, else 1000
+        in_channels: int = 3,                                               # Channels of the image, where the backbone is given by name
+        dropout: float = 0.0,                                               # Dropout before the classifier, where the head is given by name
+        neck: nn.Module | None = None,                                      # Feature maps to feature maps
+    ):
+        super().__init__(neck=neck)
+        if isinstance(backbone, str): self.backbone = build_backbone(backbone, output_indices=(-1,), in_channels=in_channels)
+        else: self.backbone = build_backbone(backbone)
+        in_features = self.backbone.num_features if head is not None and not isinstance(head, nn.Module) else 0
+        self.head = build_head(head, in_features, num_classes, dropout)
+
+    def forward(self,
+        x: Float[Tensor, "b c h w"],                                # Images
+    ) -> Float[Tensor, "b classes"] | Float[Tensor, "b c2 h2 w2"]:  # Scores before the softmax; the deepest map without a head
+        features = self.backbone(x)
+        if self.neck is not None: features = self.neck(features)
+        if self.head is not None: return self.head(features)
+        return features[max(features)] if isinstance(features, Mapping) else features
+
+    def forward_features(self,
+        x: Float[Tensor, "b c h w"],         # Images
+    ) -> Float[Tensor, "b c2 h2 w2"]:        # The deepest feature map
+        "What the classifier is shown."
+        features = self.backbone(x)
+        return features[max(features)] if isinstance(features, Mapping) else features

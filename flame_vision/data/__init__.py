@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .folders import FolderReport as FolderReport
     from .folders import ImageFolder as ImageFolder
     from .folders import Problem as Problem
-    from .datasets import load_image as load_image
+    from ..images import load_image as load_image
     from .folders import scan_folder as scan_folder
     from .datasets import stratified_split as stratified_split
 

@@ -19,7 +19,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from ..core.errors import ConfigError
 from ..core.names import Catalogue, Made
-from ..parts import Part, PartMeta
+from ..parts import Configurable, Part
 from ..plots import show_images
 from ..schemas import PartConfig
 from ..transforms import (IMAGENET_MEAN, IMAGENET_STD, RGB, Compose, Grayscale, Normalize, RandomAffine, Resize, ToTensor,
@@ -137,11 +137,9 @@ def normalization_of(
     return (list(steps[-1].mean), list(steps[-1].std)) if steps else (None, None)
 
 # %% ../../nbs/data/510_datamodules.ipynb #b321fd1d
-class ImageDataModule(LightningDataModule, metaclass=PartMeta):
+class ImageDataModule(Configurable, LightningDataModule):
     "Base of the data modules. A subclass sets `datasets`, `class_names`, the transforms and `picture_shapes`."
     catalogue = DATASETS
-    _name: str | None = None
-    from_config = classmethod(Part.from_config.__func__)
     class_names: tuple[str, ...]                            # Of the labels, in order
     picture_shapes: Sequence[Sequence[int]]                 # Of pictures as they may come, before the transforms
     datasets: dict[str, Any]                                # Split → labelled pictures with a `transform` attribute
@@ -223,7 +221,7 @@ class DigitsDataModule(ImageDataModule):
         in_channels: int = 3,                           # 1 for gray, 3 for a network that expects colours
         train_transforms: Any = None,                   # Transforms or their configuration; a slight turn, shift and scale by default
         eval_transforms: Any = None,                    # Transforms or their configuration; resize and normalise by default
-        fractions: Sequence[int | float] = (0.7, 0.1, 0.2),   # Training, validation and test
+        fractions: Sequence[float] = (0.7, 0.1, 0.2),   # Training, validation and test
         seed: int = 0,                                  # Of split, order and augmentation
         num_workers: int | None = 0,                    # Processes that read pictures; digits are read faster than sent
         pin_memory: bool | None = None,                 # Page-locked batches; where there is a GPU, when None
@@ -253,9 +251,9 @@ class ImageFolderDataModule(ImageDataModule):
         batch_size: int = 32,                           # Images in a batch
         train_transforms: Any = None,                   # Transforms or their configuration; `training_transforms` by default
         eval_transforms: Any = None,                    # Transforms or their configuration; `classification_transforms` by default
-        mean: Sequence[int | float] = IMAGENET_MEAN,          # One for each channel
-        std: Sequence[int | float] = IMAGENET_STD,            # One for each channel
-        fractions: Sequence[int | float] = (0.8, 0.1, 0.1),   # Parts of the splits that have no folder
+        mean: Sequence[float] = IMAGENET_MEAN,          # One for each channel
+        std: Sequence[float] = IMAGENET_STD,            # One for each channel
+        fractions: Sequence[float] = (0.8, 0.1, 0.1),   # Parts of the splits that have no folder
         seed: int = 0,                                  # Of split, order and augmentation
         on_error: str = "raise",                        # `"raise"` refuses a folder with problems, `"skip"` leaves out what is broken
         verify: str = "decode",                         # `"decode"` reads every pixel beforehand, `"header"` the first bytes, `"none"` nothing

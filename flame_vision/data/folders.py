@@ -21,7 +21,8 @@ import numpy as np
 import PIL.Image
 from torch.utils.data import Dataset
 from ..core.errors import ConfigError, DataError, MissingPathError
-from .datasets import SPLITS, check_split, load_image, reason_of, stratified_split
+from .datasets import SPLITS, check_split, stratified_split
+from ..images import load_image, reason_of
 
 # %% ../../nbs/data/505_folders.ipynb #6add1997
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2".split())
@@ -227,7 +228,7 @@ def settle(
 # %% ../../nbs/data/505_folders.ipynb #b90ee695
 def split_rows(
     report: FolderReport,           # A folder's files
-    fractions: Sequence[int | float],     # Parts of the splits that have no folder
+    fractions: Sequence[float],     # Parts of the splits that have no folder
     seed: int = 0,                  # Of the split
 ) -> dict[str, list[int]]:          # Split → rows of `report.files`
     "Which pictures are for training, validation and test."
@@ -249,7 +250,7 @@ class ImageFolder(Dataset):
         root: str | os.PathLike,                        # Folder of class folders, or of split folders that hold them
         split: str = "train",                           # `"train"`, `"val"` or `"test"`
         transform: Callable[[Any], Any] | None = None,  # Applied to the picture
-        fractions: Sequence[int | float] = (0.8, 0.1, 0.1),   # Parts of the splits that have no folder
+        fractions: Sequence[float] = (0.8, 0.1, 0.1),   # Parts of the splits that have no folder
         seed: int = 0,                                  # Of the split
         on_error: str = "raise",                        # `"raise"` refuses a folder with problems, `"skip"` leaves out what is broken
         verify: str = "decode",                         # `"decode"` reads every pixel beforehand, `"header"` the first bytes, `"none"` nothing

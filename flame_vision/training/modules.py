@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['warmup_cosine', 'parameter_groups', 'ClassificationModule', 'accuracies', 'check_hyperparameters']
 
-# %% ../../nbs/training/700_modules.ipynb #7f3bca5d
+# %% ../../nbs/training/700_modules.ipynb #2225ae5e
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from ..core.errors import ConfigError
 
-# %% ../../nbs/training/700_modules.ipynb #7ec71f83
+# %% ../../nbs/training/700_modules.ipynb #58f53216
 def warmup_cosine(
     step: int,      # Steps done so far
     total: int,     # Steps in all
@@ -32,7 +32,7 @@ def warmup_cosine(
     done = (step - warmup) / max(1, total - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-# %% ../../nbs/training/700_modules.ipynb #e5bc95de
+# %% ../../nbs/training/700_modules.ipynb #f5e5dfa1
 def parameter_groups(
     model: nn.Module,       # Model to optimise
     weight_decay: float,    # Decay of matrices and kernels
@@ -42,7 +42,7 @@ def parameter_groups(
     return [{"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0}]
 
-# %% ../../nbs/training/700_modules.ipynb #268f1834
+# %% ../../nbs/training/700_modules.ipynb #39c95f6e
 class ClassificationModule(LightningModule):
     "Trains any model that maps images to class scores."
     def __init__(self,
@@ -96,7 +96,7 @@ class ClassificationModule(LightningModule):
         schedule = LambdaLR(optimizer, partial(warmup_cosine, total=total, warmup=int(self.hparams.warmup * total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-# %% ../../nbs/training/700_modules.ipynb #74447aed
+# %% ../../nbs/training/700_modules.ipynb #54a08d30
 def accuracies(
     num_classes: int, # Classes
 ) -> MetricCollection:
@@ -105,7 +105,7 @@ def accuracies(
     if num_classes > 5: metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
     return MetricCollection(metrics)
 
-# %% ../../nbs/training/700_modules.ipynb #5fe541e4
+# %% ../../nbs/training/700_modules.ipynb #1f3df8f7
 def check_hyperparameters(
     num_classes: int,                       # Classes
     learning_rate: float,                   # Highest learning rate

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wandb_mode', 'create_loggers', 'wandb_logger', 'run_folder', 'log_config', 'log_figure', 'log_facts', 'finish']
 
-# %% ../../nbs/training/710_tracking.ipynb #b966395b
+# %% ../../nbs/training/710_tracking.ipynb #d7d5c78c
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
     from matplotlib.figure import Figure
 
-# %% ../../nbs/training/710_tracking.ipynb #cf88f57b
+# %% ../../nbs/training/710_tracking.ipynb #211a9cc1
 def wandb_mode() -> str: # `"online"`, `"offline"` or `"disabled"`
     "What W&B is to do: what `WANDB_MODE` says, else online for a user who is logged in, else offline."
     mode = os.environ.get("WANDB_MODE", "").lower()
@@ -33,7 +33,7 @@ def wandb_mode() -> str: # `"online"`, `"offline"` or `"disabled"`
     except (netrc.NetrcParseError, OSError): known = False
     return "online" if known else "offline"
 
-# %% ../../nbs/training/710_tracking.ipynb #8646b35a
+# %% ../../nbs/training/710_tracking.ipynb #a912e9c6
 def create_loggers(
     run_dir: str | os.PathLike,         # Folder of the run; everything is written below it
     project: str = "flame-vision",      # W&B project
@@ -52,14 +52,14 @@ def create_loggers(
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B answers with a warning
     return [*loggers, logger]
 
-# %% ../../nbs/training/710_tracking.ipynb #79cbb91e
+# %% ../../nbs/training/710_tracking.ipynb #bdacf3db
 def wandb_logger(
     loggers: Sequence[Logger], # Loggers of a trainer
 ) -> "WandbLogger | None":
     "The W&B logger among them, if there is one."
     return next((log for log in loggers if type(log).__name__ == "WandbLogger"), None)
 
-# %% ../../nbs/training/710_tracking.ipynb #1312697d
+# %% ../../nbs/training/710_tracking.ipynb #55fabe00
 def run_folder(
     loggers: Sequence[Logger], # Loggers of a trainer
 ) -> Path | None:              # W&B's folder of this run, which `wandb sync` takes
@@ -67,7 +67,7 @@ def run_folder(
     logger = wandb_logger(loggers)
     return Path(logger.experiment.dir).parent if logger else None
 
-# %% ../../nbs/training/710_tracking.ipynb #a14945d9
+# %% ../../nbs/training/710_tracking.ipynb #7534fc08
 def log_config(
     loggers: Sequence[Logger],  # Loggers of a trainer
     config: Mapping[str, Any],  # What the run was started with, class names included
@@ -78,7 +78,7 @@ def log_config(
         if type(logger).__name__ == "WandbLogger": logger.experiment.config.update(values, allow_val_change=True)
         else: logger.log_hyperparams(values)
 
-# %% ../../nbs/training/710_tracking.ipynb #cfccdc44
+# %% ../../nbs/training/710_tracking.ipynb #b2fab057
 def log_figure(
     loggers: Sequence[Logger],  # Loggers of a trainer
     key: str,                   # Name of the picture: `"test/predictions"`
@@ -88,7 +88,7 @@ def log_figure(
     logger = wandb_logger(loggers)
     if logger: logger.experiment.log({key: require("wandb", "all").Image(figure)})
 
-# %% ../../nbs/training/710_tracking.ipynb #520e57b7
+# %% ../../nbs/training/710_tracking.ipynb #13cfed22
 def log_facts(
     loggers: Sequence[Logger],  # Loggers of a trainer
     facts: Mapping[str, Any],   # Names and values: final metrics, the registered version, digests
@@ -97,7 +97,7 @@ def log_facts(
     logger = wandb_logger(loggers)
     if logger: logger.experiment.summary.update(plain(dict(facts)))
 
-# %% ../../nbs/training/710_tracking.ipynb #2b36d75e
+# %% ../../nbs/training/710_tracking.ipynb #35ef92d3
 def finish(
     loggers: Sequence[Logger],  # Loggers of a trainer
     failed: bool = False,       # Whether the run ended in an error

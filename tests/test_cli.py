@@ -1,0 +1,183 @@
+"The command line as a user meets it: the main job on a folder of pictures, and one clear line for everything that goes wrong."
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from wandb_record import read_records
+
+from flame_vision.cli import main
+from flame_vision.core import FlameVisionError
+from flame_vision.models import create_model
+from flame_vision.versioning import ModelRegistry
+
+
+def draw(path, kind, seed):
+    "A small picture of one of two textures, with noise."
+    rng = np.random.default_rng(seed)
+    stripes = (np.arange(40) // 4 % 2 * 180)[None, :].repeat(32, 0)
+    pixels = (stripes if kind == "stripes" else stripes[:, :32].T.repeat(2, 1)[:32, :40]) + rng.integers(0, 60, (32, 40))
+    Image.fromarray(pixels.astype(np.uint8)).convert("RGB").save(path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("textures")
+    for kind in ("stripes", "bars"):
+        (root / kind).mkdir()
+        for i in range(20): draw(root / kind / f"{i}.png", kind, i)
+    return root
+
+
+QUICK = ["--backbone=resnet18", "--epochs=3", "--image_size=32", "--batch_size=8", "--workers=0", "--accelerator=cpu", "--no_progress"]
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    "The main job, run once: a folder in, a registered model out."
+    root = tmp_path_factory.mktemp("trained")
+    assert main(["fit", f"--data={pictures}", f"--registry={root / 'registry'}", f"--runs={root / 'runs'}", "--name=textures", *QUICK]) == 0
+    return root
+
+
+def failing(capsys, words):
+    "Run a command that must fail; its one line on the error stream."
+    capsys.readouterr()
+    code = main(words)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code != 0 and len(lines) == 1 and lines[0].startswith("flame-vision: error: "), (code, lines)
+    return lines[0]
+
+
+def test_fit_leaves_a_model_that_predicts_in_words(trained, pictures, capsys):
+    model = ModelRegistry(trained / "registry").load("textures")
+    assert model.class_names == ["bars", "stripes"]
+    assert model.version.metrics["test/accuracy"] == 1.0
+    assert model.version.data["fingerprint"] and model.version.seed == 0
+    answers = model.predict([pictures / "bars" / "3.png", pictures / "stripes" / "3.png"])
+    assert [a.name for a in answers] == ["bars", "stripes"]
+
+    capsys.readouterr()
+    assert main(["predict", "textures@1.0.0", str(pictures / "bars" / "3.png"), f"--registry={trained / 'registry'}", "--json", "--top=2"]) == 0
+    said = json.loads(capsys.readouterr().out)[0]["classes"]
+    assert said[0]["name"] == "bars" and said[0]["score"] == pytest.approx(answers[0].score, abs=1e-6) and len(said) == 2
+
+
+def test_fit_leaves_a_complete_record(trained):
+    run = next((trained / "runs").iterdir())
+    assert {"best.pt", "hparams.yaml", "metrics.csv", "results.png", "wandb"} <= set(os.listdir(run))
+    with Image.open(run / "results.png") as picture: assert picture.width > 300
+    assert next((run / "wandb").glob("offline-run-*/*.wandb")).stat().st_size > 1000
+
+
+def test_the_offline_run_holds_config_metrics_pictures_and_the_version(trained):
+    path = next(next((trained / "runs").iterdir()).glob("wandb/offline-run-*/*.wandb"))
+    config, history, summary = {}, set(), {}
+    for record in read_records(path):
+        for item in [*record.run.config.update, *record.config.update]: config[item.key or item.nested_key[0]] = json.loads(item.value_json)
+        history |= {item.key or item.nested_key[0] for item in record.history.item}
+        summary |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.summary.update}
+    assert config["class_names"] == ["bars", "stripes"] and len(config["data_fingerprint"]) == 64
+    assert {"train/loss", "val/accuracy", "test/predictions", "test/confusion"} <= history
+    assert summary["registered"] == "textures@1.0.0"
+    assert summary["digest"] == ModelRegistry(trained / "registry").get("textures").manifest.digest
+
+
+def test_a_second_fit_registers_a_second_version(trained, pictures):
+    words = ["fit", f"--data={pictures}", f"--registry={trained / 'registry'}", f"--runs={trained / 'again'}", "--name=again", *QUICK, "--epochs=1"]
+    assert main(words) == 0 and main(words) == 0
+    registry = ModelRegistry(trained / "registry")
+    assert registry.versions("again") == ["1.0.0", "1.1.0"] and registry.verify() == {}
+    first, second = (registry.load("again", version).state_dict() for version in ("1.0.0", "1.1.0"))
+    assert all(torch.equal(first[k], second[k]) for k in first), "the same seed gives the same weights"
+
+
+def broken_folder(tmp_path, kind):
+    "A folder with two good classes, and something wrong."
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(4): draw(tmp_path / name / f"{i}.png", "stripes", i)
+    if kind == "empty class": (tmp_path / "c").mkdir()
+    if kind == "broken JPEG":
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "a" / "cut.jpg")
+        whole = (tmp_path / "a" / "cut.jpg").read_bytes()
+        (tmp_path / "a" / "cut.jpg").write_bytes(whole[:len(whole) // 2])
+    if kind == "text files":
+        for name in ("a", "b"):
+            for i in range(4): (tmp_path / name / f"{i}.png").unlink(); (tmp_path / name / f"{i}.txt").write_text("no picture")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind, says", [("empty class", "c"), ("broken JPEG", "cut.jpg"), ("text files", "txt")])
+def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path, capsys, kind, says):
+    (tmp_path / "data").mkdir()
+    folder = broken_folder(tmp_path / "data", kind)
+    error = failing(capsys, ["fit", f"--data={folder}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}", *QUICK])
+    assert says in error
+    assert os.listdir(tmp_path) == ["data"], "nothing was written"
+
+
+def test_broken_files_can_be_skipped(tmp_path):
+    (tmp_path / "data").mkdir()
+    folder = broken_folder(tmp_path / "data", "broken JPEG")
+    words = ["fit", f"--data={folder}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}", *QUICK, "--epochs=1", "--on_error=skip"]
+    with pytest.warns(UserWarning, match="cut.jpg"): assert main(words) == 0
+
+
+@pytest.mark.parametrize("words, says", [
+    (["fit", "--data=/no/such/folder"], "/no/such/folder"),
+    (["fit"], "data"),
+    (["fit", "--data={pictures}", "--backbone=resnet51"], "did you mean 'resnet50'"),
+    (["fit", "--data={pictures}", "--bacbone=resnet50"], "did you mean '--backbone'"),
+    (["fit", "--data={pictures}", "--epochs=many"], "epochs"),
+    (["fit", "--data={pictures}", "--epochs=0"], "epochs must be at least 1"),
+    (["fit", "--data={pictures}", "--learning_rate=-1"], "learning_rate must be above 0"),
+    (["fit", "--data={pictures}", "--backbone=resnet18", "--pretrained={cut}"], "cut.pt is damaged"),
+    (["fit", "--data={pictures}", "--backbone=resnet18", "--pretrained=no_such_tag"], "no weights of resnet18 are tagged"),
+    (["fit", "--data={pictures}", "--backbone=resnet18", "--pretrained=true"], "go online once"),
+    (["predict", "textuers", "x.png"], "did you mean 'textures'"),
+    (["predict", "textures@9.0.0", "x.png"], "9.0.0"),
+    (["predict", "textures", "nowhere.png"], "nowhere.png"),
+    (["summary", "resnet51"], "did you mean 'resnet50'"),
+    (["summary", "resnet50", "--shape=[1,4,64,64]"], "backbone.stem"),
+    (["models", "vgg*"], "no model matches"),
+    (["demmo"], "did you mean 'demo'"),
+])
+def test_mistakes_are_one_line(words, says, trained, pictures, tmp_path, capsys):
+    cut = tmp_path / "cut.pt"
+    torch.save(create_model("resnet18", num_classes=2).state_dict(), cut)
+    cut.write_bytes(cut.read_bytes()[:cut.stat().st_size // 2])
+    words = [w.format(pictures=pictures, cut=cut) for w in words]
+    if words[0] in ("fit", "predict", "summary"): words.append(f"--registry={trained / 'registry'}")
+    if words[0] == "fit": words.append(f"--runs={tmp_path / 'runs'}")
+    before = sorted(p for p in (trained / "registry").rglob("*"))
+    assert says in failing(capsys, words)
+    assert not (tmp_path / "runs").exists() and sorted((trained / "registry").rglob("*")) == before
+
+
+def test_a_registered_file_cut_in_half_is_not_loaded(trained, pictures, tmp_path, capsys):
+    import shutil
+    shutil.copytree(trained / "registry", tmp_path / "registry")
+    weights = tmp_path / "registry" / "textures" / "1.0.0" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:weights.stat().st_size // 2])
+    error = failing(capsys, ["predict", "textures", str(pictures / "bars" / "0.png"), f"--registry={tmp_path / 'registry'}"])
+    assert "model.safetensors was changed" in error
+    with pytest.raises(FlameVisionError, match="model.safetensors"): ModelRegistry(tmp_path / "registry").load("textures")
+
+
+def test_a_traceback_is_for_those_who_ask(capsys):
+    with pytest.raises(KeyError): main(["summary", "resnet51", "--debug"])
+
+
+def test_the_installed_command():
+    "Exit codes and streams of the real process."
+    command = [os.path.join(os.path.dirname(sys.executable), "flame-vision")]
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert helped.returncode == 0 and "flame-vision demo" in helped.stdout and not helped.stderr
+    wrong = subprocess.run([*command, "summary", "resnet51"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1 and not wrong.stdout
+    assert "did you mean 'resnet50'" in wrong.stderr
