@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'published', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d',
-           'resnext101_32x8d', 'wide_resnet50_2', 'wide_resnet101_2', 'create_model', 'fields_for', 'load_published',
-           'list_models']
+           'resnext101_32x8d', 'wide_resnet50_2', 'wide_resnet101_2', 'create_model', 'is_whole', 'fields_for',
+           'load_published', 'list_models']
 
-# %% ../nbs/450_models.ipynb #f9e08675
+# %% ../nbs/450_models.ipynb #81047a27
 import fnmatch
 import inspect
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ from .backbones.base import create_backbone
 from .backbones.resnet import RESNETS
 from .core.errors import ConfigError
 from .core.pretrained import load_pretrained
-from .parts import make
+from .parts import make, part_config
 from .schemas import PartConfig
 
-# %% ../nbs/450_models.ipynb #5c33b47a
+# %% ../nbs/450_models.ipynb #70f2c49c
 PUBLISHED: dict[str, dict[str, Any]] = {**RESNETS}  # every published network by name
 
-# %% ../nbs/450_models.ipynb #51a51c8b
+# %% ../nbs/450_models.ipynb #87ca5f89
 def published(
     name: str,                       # Name of a published network
     pretrained: bool | str = False,  # True for timm's default weights, or a tag, file or hub repository
@@ -36,65 +36,65 @@ def published(
     if pretrained: load_pretrained(model, name, pretrained)
     return model
 
-# %% ../nbs/450_models.ipynb #55f3e442
+# %% ../nbs/450_models.ipynb #942d2300
 def resnet18(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "ResNet-18: basic blocks, 11.7 M parameters. Source: He et al. 2015, arXiv:1512.03385."
     return published("resnet18", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #fb3eef64
+# %% ../nbs/450_models.ipynb #975f8f2c
 def resnet34(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "ResNet-34: basic blocks, 21.8 M parameters. Source: He et al. 2015, arXiv:1512.03385."
     return published("resnet34", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #8eefec34
+# %% ../nbs/450_models.ipynb #7fea343a
 def resnet50(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "ResNet-50: bottlenecks, 25.6 M parameters. Source: He et al. 2015, arXiv:1512.03385."
     return published("resnet50", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #c2d2cd25
+# %% ../nbs/450_models.ipynb #572d5c50
 def resnet101(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "ResNet-101: bottlenecks, 44.5 M parameters. Source: He et al. 2015, arXiv:1512.03385."
     return published("resnet101", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #5bb2846d
+# %% ../nbs/450_models.ipynb #4398589e
 def resnet152(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "ResNet-152: bottlenecks, 60.2 M parameters. Source: He et al. 2015, arXiv:1512.03385."
     return published("resnet152", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #e4834319
+# %% ../nbs/450_models.ipynb #735029c8
 def resnext50_32x4d(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "ResNeXt-50, 32 groups of 4: 25.0 M parameters. Source: Xie et al. 2016, arXiv:1611.05431."
     return published("resnext50_32x4d", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #9cb14288
+# %% ../nbs/450_models.ipynb #ec97f76a
 def resnext101_32x8d(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "ResNeXt-101, 32 groups of 8: 88.8 M parameters. Source: Xie et al. 2016, arXiv:1611.05431."
     return published("resnext101_32x8d", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #01bb0862
+# %% ../nbs/450_models.ipynb #d50de1b9
 def wide_resnet50_2(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "Wide ResNet-50, twice as broad inside: 68.9 M parameters. Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146."
     return published("wide_resnet50_2", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #4bf83ae4
+# %% ../nbs/450_models.ipynb #9c49d75d
 def wide_resnet101_2(num_classes: int = 1000, pretrained: bool | str = False, **arguments: Any) -> ResNet:
     "Wide ResNet-101, twice as broad inside: 126.9 M parameters. Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146."
     return published("wide_resnet101_2", pretrained, num_classes=num_classes, **arguments)
 
-# %% ../nbs/450_models.ipynb #3bfbaf9a
+# %% ../nbs/450_models.ipynb #9780641b
 def create_model(
-    architecture: str | PartConfig = "custom",                  # Name of an architecture or published network, or a whole configuration
+    architecture: str | PartConfig | Mapping = "custom",        # Name of an architecture or published network, or a whole configuration
     backbone: str | PartConfig | Mapping | nn.Module | None = None, # Where the architecture takes parts: name, configuration or module
     neck: str | PartConfig | Mapping | nn.Module | None = None, # The same for the neck
     head: str | PartConfig | Mapping | nn.Module | None = None, # The same for the head
     num_classes: int | None = None,                             # Classes; 0 for no classifier
-    config: Any = None,                                         # A `PartConfig`, or any object with fields to read what is not given here
+    config: Any = None,                                         # A whole configuration, or any object with fields to read what is not given here
     pretrained: bool | str = False,                             # Load published weights, of a network or of the backbone
     **arguments: Any,                                           # What the architecture takes besides
 ) -> Any:
     "Make a model by name, from parts, or from a configuration; what is given here counts before what a configuration says. Raises: UnknownNameError, UnknownArgumentError, ConfigError, WeightsError."
     given = {k: v for k, v in dict(backbone=backbone, neck=neck, head=head, num_classes=num_classes).items() if v is not None} | arguments
-    whole = next((c for c in (architecture, config) if isinstance(c, PartConfig)), None)
+    whole = next((part_config(c) for c in (architecture, config) if is_whole(c)), None)
     if whole is not None: name, given = whole.name, {**whole.arguments, **given}
     else:
         name = architecture
@@ -103,7 +103,14 @@ def create_model(
     if pretrained: load_published(model, name, given, pretrained)
     return model
 
-# %% ../nbs/450_models.ipynb #da421c84
+# %% ../nbs/450_models.ipynb #8aa3427c
+def is_whole(
+    config: Any, # What a user gave as a configuration
+) -> bool:
+    "Whether it describes a whole model, with its name and arguments, as YAML and `model.config` do."
+    return isinstance(config, PartConfig) or isinstance(config, Mapping) and "name" in config and set(config) <= {"name", "arguments"}
+
+# %% ../nbs/450_models.ipynb #95cc34f4
 def fields_for(
     name: str,   # Name of an architecture
     config: Any, # A mapping or an object with fields
@@ -114,7 +121,7 @@ def fields_for(
     fields = config if isinstance(config, Mapping) else {k: getattr(config, k) for k in dir(config) if not k.startswith("_")}
     return {k: fields[k] for k in known if k in fields}
 
-# %% ../nbs/450_models.ipynb #1c78bf37
+# %% ../nbs/450_models.ipynb #fc19172a
 def load_published(
     model: nn.Module,           # Model to load into
     name: str,                  # Its architecture
@@ -123,11 +130,16 @@ def load_published(
 ) -> None:
     "Load published weights into a network, or into the backbone of a model that was put together. Raises: WeightsError, ConfigError."
     if "backbone" not in given: load_pretrained(model, name, pretrained); return
-    if not isinstance(given["backbone"], str): raise ConfigError("pretrained= needs the backbone's name; load into a backbone of your own with load_weights")
-    load_pretrained(model.backbone, given["backbone"], pretrained)
+    if isinstance(given["backbone"], nn.Module): raise ConfigError("pretrained= needs the backbone's name; load into a backbone of your own with load_weights")
+    load_pretrained(model.backbone, part_config(given["backbone"]).name, pretrained)
     model.provenance = model.backbone.provenance
 
-# %% ../nbs/450_models.ipynb #7280c446
+# %% ../nbs/450_models.ipynb #18b2b7f6
+def __dir__() -> list[str]:
+    "The public names, for completion."
+    return sorted(__all__)
+
+# %% ../nbs/450_models.ipynb #568126dd
 def list_models(
     pattern: str = "*", # Shell pattern
 ) -> list[str]:

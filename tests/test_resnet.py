@@ -83,3 +83,12 @@ def test_a_state_dict_of_another_depth_is_refused_and_changes_nothing():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(ValueError, match="closest to the 'torchvision' layout"): load_weights(model, tv.resnet34().state_dict())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_squeeze_excitation_equals_timms():
+    theirs = jitter(timm.create_model("seresnet50", features_only=True))
+    ours = create_backbone("resnet50", attention="se").eval()
+    load_weights(ours, theirs.state_dict())
+    x = torch.randn(1, 3, 65, 97)
+    with torch.inference_mode():
+        for stage, (a, b) in enumerate(zip(ours(x).values(), theirs(x))): assert_same(a, b, f"stage {stage}")

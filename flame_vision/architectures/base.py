@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'register_architecture', 'list_architectures', 'register_architectures', 'BaseArchitecture',
-           'build_backbone', 'ClassifierMixin', 'ComposedWeights', 'build_head', 'Classifier']
+           'build_backbone', 'deepest', 'ClassifierMixin', 'ComposedWeights', 'build_head', 'Classifier']
 
-# %% ../../nbs/architectures/400_base.ipynb #eaa59c90
+# %% ../../nbs/architectures/400_base.ipynb #6650878b
 from collections.abc import Callable, Mapping
 from typing import Any
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from ..backbones.base import BACKBONES, FeatureInfo, variant
 from ..core.errors import ConfigError
 from ..core.names import Catalogue
 from ..core.pretrained import Provenance
+from ..core.shapes import get_output_shape
 from ..core.weights import KeyMap
 from ..heads.classifier import HEADS
 from ..parts import Part, build, part_config, remember
@@ -22,10 +23,10 @@ from ..predictions import Classification, classify
 from ..schemas import PartConfig
 from ..transforms import build_transforms, classification_transforms
 
-# %% ../../nbs/architectures/400_base.ipynb #988ca06f
+# %% ../../nbs/architectures/400_base.ipynb #cdf1033b
 ARCHITECTURES = Catalogue("architecture", "flame_vision.architectures")
 
-# %% ../../nbs/architectures/400_base.ipynb #4d49e8f2
+# %% ../../nbs/architectures/400_base.ipynb #85f1a842
 def register_architecture(
     name: str,      # Name to make it by
     *aliases: str,  # Other spellings
@@ -33,14 +34,14 @@ def register_architecture(
     "Add an architecture to the catalogue. Raises: ConfigError if the name belongs to another one."
     return ARCHITECTURES.register(name, *aliases)
 
-# %% ../../nbs/architectures/400_base.ipynb #8015f803
+# %% ../../nbs/architectures/400_base.ipynb #c38652a2
 def list_architectures(
     pattern: str = "*", # Shell pattern
 ) -> list[str]:
     "Names of the architectures that match a pattern."
     return ARCHITECTURES.list(pattern)
 
-# %% ../../nbs/architectures/400_base.ipynb #8f81c77b
+# %% ../../nbs/architectures/400_base.ipynb #d85166d2
 def register_architectures(
     cls: Callable[..., Any],                    # Class of the family
     table: Mapping[str, Mapping[str, Any]],     # Arguments of each network by name
@@ -48,7 +49,7 @@ def register_architectures(
     "Add a family's published networks to the catalogue."
     for name, preset in table.items(): register_architecture(name)(variant(cls, name, preset))
 
-# %% ../../nbs/architectures/400_base.ipynb #834fae29
+# %% ../../nbs/architectures/400_base.ipynb #237265eb
 class BaseArchitecture(Part):
     "Base of the models: images → backbone → neck → head. A subclass may set the parts itself, and may define its own `forward`."
     catalogue = ARCHITECTURES
@@ -91,7 +92,7 @@ class BaseArchitecture(Part):
             raise ConfigError(f"{type(self).__name__} does not know how its images are prepared; set model.preprocessing, or give transforms=")
         return classification_transforms(origin.input_size, origin.mean, origin.std, origin.crop_pct, origin.interpolation)
 
-# %% ../../nbs/architectures/400_base.ipynb #82e44290
+# %% ../../nbs/architectures/400_base.ipynb #5f440d30
 def build_backbone(
     backbone: str | PartConfig | Mapping | nn.Module, # A name, a configuration, or a backbone
     **defaults: Any,                                  # Arguments, where the configuration does not say otherwise
@@ -99,10 +100,18 @@ def build_backbone(
     "A backbone from whatever describes it. Raises: UnknownNameError, UnknownArgumentError, ConfigError."
     return build(BACKBONES, backbone, **defaults)
 
-# %% ../../nbs/architectures/400_base.ipynb #12446853
+# %% ../../nbs/architectures/400_base.ipynb #54206f23
+def deepest(
+    features: Any, # Maps, or their shapes, by stage; or one alone
+) -> Any:
+    "The map of the last stage."
+    return features[max(features)] if isinstance(features, Mapping) else features
+
+# %% ../../nbs/architectures/400_base.ipynb #3736e44e
 class ClassifierMixin:
     "What a user can ask a classifier, and do to its head."
     backbone: nn.Module
+    neck: nn.Module | None
     head: nn.Module | None
 
     @property
@@ -117,7 +126,9 @@ class ClassifierMixin:
 
     def num_features(self) -> int:
         "Channels of the deepest map, which the classifier takes."
-        return self.backbone.num_features
+        if self.neck is None: return self.backbone.num_features
+        side = self.backbone.probe
+        return deepest(get_output_shape(nn.Sequential(self.backbone, self.neck), [1, self.backbone.in_channels, side, side]))[1]
 
     def has_classifier(self) -> bool:
         "Whether there is a head."
@@ -130,9 +141,18 @@ class ClassifierMixin:
     def reset_classifier(self, num_classes: int) -> None:
         "Put on a new head for this many classes, 0 for none. Changes the model: call it before threads share it. Raises: ConfigError."
         head = self.head.config if isinstance(self.head, Part) else "classifier"
-        self.head = build_head(head, self.num_features(), num_classes)
+        self.head = build_head(head, self.num_features(), num_classes, self._arguments.get("dropout", 0.0))
         self._arguments = {**self._arguments, "num_classes": num_classes}
         self.class_names = None
+
+    @property
+    def config(self) -> PartConfig:
+        "Name and arguments that build an equal model. Raises: ConfigError for a head that these do not describe."
+        own = self.head is None or isinstance(self.head, Part) and self.head.catalogue is HEADS
+        if "head" not in self._arguments and not own:
+            raise ConfigError(f"{type(self).__name__} has a {type(self.head).__name__} for a head, which its arguments cannot describe; build it as create_model(backbone=…, head=…)")
+        if "num_classes" in self._arguments: self._arguments = {**self._arguments, "num_classes": self.num_classes}
+        return super().config
 
     def predict(self,
         images: Any,            # Pictures: paths, PIL images, arrays, tensors; one or many
@@ -142,7 +162,7 @@ class ClassifierMixin:
         "Say what is on pictures, in the model's own words. Raises: ConfigError, DataError, MissingPathError, ShapeError."
         return classify(self, images, self.transforms() if transforms is None else transforms, self.class_names, batch_size)
 
-# %% ../../nbs/architectures/400_base.ipynb #a77afbfe
+# %% ../../nbs/architectures/400_base.ipynb #8029b967
 class ComposedWeights:
     "Key maps of a model from those of its backbone and head."
     @property
@@ -162,7 +182,7 @@ class ComposedWeights:
         "Prefixes of parts that the backbone was built without."
         return tuple(f"backbone.{prefix}" for prefix in getattr(self.backbone, "dropped", ()))
 
-# %% ../../nbs/architectures/400_base.ipynb #90e7f5b5
+# %% ../../nbs/architectures/400_base.ipynb #692af548
 def build_head(
     head: Any,                  # A name, a configuration, a head, or None
     in_features: int,           # Channels that it gets
@@ -172,13 +192,16 @@ def build_head(
     "A head that fits a backbone, or None. Raises: ConfigError, UnknownNameError, UnknownArgumentError."
     if num_classes is not None and num_classes < 0: raise ConfigError(f"num_classes must be 0 (no classifier) or more, got {num_classes}")
     if head is None or num_classes == 0: return None
-    if isinstance(head, nn.Module): return head
+    if isinstance(head, nn.Module):
+        has = getattr(head, "num_classes", num_classes)
+        if num_classes not in (None, has): raise ConfigError(f"num_classes={num_classes}, and the head that was given has {has}")
+        return head
     described = part_config(head)
     arguments = {"num_classes": 1000, "dropout": dropout, **described.arguments, "in_features": in_features}
     if num_classes is not None: arguments["num_classes"] = num_classes
     return build(HEADS, PartConfig(name=described.name, arguments=arguments))
 
-# %% ../../nbs/architectures/400_base.ipynb #83e5cac4
+# %% ../../nbs/architectures/400_base.ipynb #59bb94fc
 @register_architecture("classifier", "custom")
 class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
     "A backbone and a classification head. Without a head it gives the deepest feature map."
@@ -190,23 +213,23 @@ class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
         dropout: float = 0.0,                                               # Dropout before the classifier, where the head is given by name
         neck: nn.Module | None = None,                                      # Feature maps to feature maps
     ):
+        if not isinstance(neck, nn.Module | None): raise ConfigError(f"a neck is given as a module; there is none by name yet, got {neck!r}")
         super().__init__(neck=neck)
         if isinstance(backbone, str): self.backbone = build_backbone(backbone, output_indices=(-1,), in_channels=in_channels)
         else: self.backbone = build_backbone(backbone)
-        in_features = self.backbone.num_features if head is not None and not isinstance(head, nn.Module) else 0
-        self.head = build_head(head, in_features, num_classes, dropout)
+        known = head is None or isinstance(head, nn.Module)
+        self.head = build_head(head, 0 if known else self.num_features(), num_classes, dropout)
 
     def forward(self,
         x: Float[Tensor, "b c h w"],                                # Images
     ) -> Float[Tensor, "b classes"] | Float[Tensor, "b c2 h2 w2"]:  # Scores before the softmax; the deepest map without a head
         features = self.backbone(x)
         if self.neck is not None: features = self.neck(features)
-        if self.head is not None: return self.head(features)
-        return features[max(features)] if isinstance(features, Mapping) else features
+        return deepest(features) if self.head is None else self.head(features)
 
     def forward_features(self,
         x: Float[Tensor, "b c h w"],         # Images
     ) -> Float[Tensor, "b c2 h2 w2"]:        # The deepest feature map
         "What the classifier is shown."
         features = self.backbone(x)
-        return features[max(features)] if isinstance(features, Mapping) else features
+        return deepest(features if self.neck is None else self.neck(features))

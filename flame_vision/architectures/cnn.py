@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResNet']
 
-# %% ../../nbs/architectures/410_cnn.ipynb #bac316f6
+# %% ../../nbs/architectures/410_cnn.ipynb #3f577e3c
 from collections.abc import Sequence
 from typing import Any
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from .base import Classifier, register_architecture, register_architectures
 from ..backbones.resnet import RESNETS, ResNetBackbone, ResNetBlockType
 from ..core.shapes import TensorSpec, get_output_specs
 
-# %% ../../nbs/architectures/410_cnn.ipynb #7b656685
+# %% ../../nbs/architectures/410_cnn.ipynb #573db501
 @register_architecture("resnet")
 class ResNet(Classifier):
     "A residual network with a classifier. Source: He et al. 2015, arXiv:1512.03385."
@@ -60,5 +60,5 @@ class ResNet(Classifier):
         if isinstance(x, Tensor): return self.backbone.forward_features(x)
         return get_output_specs(self.backbone, x, method="forward_features")
 
-# %% ../../nbs/architectures/410_cnn.ipynb #5476fc8d
+# %% ../../nbs/architectures/410_cnn.ipynb #f6a06f6c
 register_architectures(ResNet, RESNETS)

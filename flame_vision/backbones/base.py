@@ -6,11 +6,10 @@
 __all__ = ['BACKBONES', 'FeatureInfo', 'select_stages', 'BaseBackbone', 'FeatureSelector', 'register_backbone', 'variant',
            'register_variants', 'list_backbones', 'variant_name', 'create_backbone']
 
-# %% ../../nbs/backbones/200_base.ipynb #83fb9a7c
+# %% ../../nbs/backbones/200_base.ipynb #a6803873
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from ..core.pretrained import load_pretrained
 from ..core.weights import KeyMap
 from ..parts import Part, make
 
-# %% ../../nbs/backbones/200_base.ipynb #e3c27168
+# %% ../../nbs/backbones/200_base.ipynb #249cece7
 @dataclass(frozen=True)
 class FeatureInfo:
     "What is known of one feature map."
@@ -28,7 +27,7 @@ class FeatureInfo:
     channels: int   # Its channels
     stride: int     # How many pixels of the image one of its pixels stands for, in each direction
 
-# %% ../../nbs/backbones/200_base.ipynb #6614fd53
+# %% ../../nbs/backbones/200_base.ipynb #7d199ca9
 def select_stages(
     indices: Iterable[int] | None, # Wanted stages, negative ones from the end; None for all
     stages: Sequence[int],         # Stages that there are
@@ -41,10 +40,10 @@ def select_stages(
     if bad or not wanted: raise ConfigError(f"output_indices={tuple(wanted)}: there is no stage {bad or 'at all'}; this backbone has {stages}")
     return tuple(sorted({stages[i] if i < 0 else i for i in wanted}))
 
-# %% ../../nbs/backbones/200_base.ipynb #dc794c52
+# %% ../../nbs/backbones/200_base.ipynb #b64ba0d2
 BACKBONES = Catalogue("backbone", "flame_vision.backbones")
 
-# %% ../../nbs/backbones/200_base.ipynb #1bd769e8
+# %% ../../nbs/backbones/200_base.ipynb #d83c29fb
 class BaseBackbone(Part):
     "Base of the backbones: `forward` gives a dict of feature maps by stage, everything else follows from it."
     catalogue = BACKBONES
@@ -60,7 +59,7 @@ class BaseBackbone(Part):
     ) -> dict[int, Float[Tensor, "b _ _ _"]]:    # Feature maps by stage
         raise NotImplementedError(f"{type(self).__name__} must define forward(x) and return feature maps by stage")
 
-    @cached_property
+    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         "Stage, channels and stride of each map that `forward` returns, inferred from its shapes."
         shapes = self.get_output_shape([1, self.in_channels, self.probe, self.probe])
@@ -73,7 +72,7 @@ class BaseBackbone(Part):
         "Channels of the deepest map."
         return self.feature_info[-1].channels
 
-# %% ../../nbs/backbones/200_base.ipynb #73f3f79b
+# %% ../../nbs/backbones/200_base.ipynb #cba28b38
 class FeatureSelector(Part):
     "Some of a backbone's feature maps, as a list."
     def __init__(self,
@@ -91,7 +90,7 @@ class FeatureSelector(Part):
             raise ConfigError(f"FeatureSelector: the backbone gives stages {tuple(features)}, not {missing}")
         return [features[i] for i in self.output_indices]
 
-# %% ../../nbs/backbones/200_base.ipynb #f72d9726
+# %% ../../nbs/backbones/200_base.ipynb #cb952842
 def register_backbone(
     name: str,      # Name to make it by
     *aliases: str,  # Other spellings
@@ -99,7 +98,7 @@ def register_backbone(
     "Add a backbone to the catalogue. Raises: ConfigError if the name belongs to another one."
     return BACKBONES.register(name, *aliases)
 
-# %% ../../nbs/backbones/200_base.ipynb #d1312dd0
+# %% ../../nbs/backbones/200_base.ipynb #02d49fe4
 def variant(
     cls: Callable[..., Any],    # Class of the family
     name: str,                  # Name of the variant
@@ -113,7 +112,7 @@ def variant(
     make_variant.__module__, make_variant.__doc__ = cls.__module__, f"{name}: {cls.__name__} with {dict(preset)}."
     return make_variant
 
-# %% ../../nbs/backbones/200_base.ipynb #b11891cf
+# %% ../../nbs/backbones/200_base.ipynb #9580f836
 def register_variants(
     cls: type[BaseBackbone],                     # Class of the family
     table: Mapping[str, Mapping[str, Any]],      # Arguments of each variant by name
@@ -121,14 +120,14 @@ def register_variants(
     "Add a family's variants to the catalogue."
     for name, preset in table.items(): register_backbone(name)(variant(cls, name, preset))
 
-# %% ../../nbs/backbones/200_base.ipynb #0de801c4
+# %% ../../nbs/backbones/200_base.ipynb #0b926217
 def list_backbones(
     pattern: str = "*", # Shell pattern
 ) -> list[str]:
     "Names of the backbones that match a pattern."
     return BACKBONES.list(pattern)
 
-# %% ../../nbs/backbones/200_base.ipynb #e50b0e78
+# %% ../../nbs/backbones/200_base.ipynb #2adfcc05
 def variant_name(
     name: str,            # Name of a backbone or of a family
     variant: str | None,  # Variant of the family
@@ -139,7 +138,7 @@ def variant_name(
     if not found: raise UnknownNameError(f"no variant {variant!r} of {name!r}; there is {', '.join(list_backbones(f'{name}*')) or 'no such family'}")
     return BACKBONES.canonical(found[0])
 
-# %% ../../nbs/backbones/200_base.ipynb #318e5e9a
+# %% ../../nbs/backbones/200_base.ipynb #0ec18747
 def create_backbone(
     name: str,                              # Name in the catalogue, or of a family
     variant: str | None = None,             # Variant, where `name` is a family

@@ -6,7 +6,7 @@
 __all__ = ['RESNET_RULES', 'RESNETS', 'ResNetBlockType', 'stage_strides', 'make_stage', 'ResNetBackbone', 'check_layers',
            'init_weights']
 
-# %% ../../nbs/backbones/210_resnet.ipynb #8013274a
+# %% ../../nbs/backbones/210_resnet.ipynb #9b6e732e
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from functools import partial
@@ -19,7 +19,7 @@ from ..blocks.residual import Bottleneck, ResidualBlock
 from ..core.errors import ConfigError
 from ..core.weights import KeyMap, drop, rename
 
-# %% ../../nbs/backbones/210_resnet.ipynb #ff0799ac
+# %% ../../nbs/backbones/210_resnet.ipynb #ef855959
 class ResNetBlockType(StrEnum):
     "Which block a ResNet is made of."
     BASIC = "basic"             # Two 3 × 3 convolutions: ResNet-18 and -34
@@ -29,7 +29,7 @@ class ResNetBlockType(StrEnum):
     def _missing_(cls, value: object) -> "ResNetBlockType":
         raise ConfigError(f"block_type must be 'basic' or 'bottleneck', got {value!r}")
 
-# %% ../../nbs/backbones/210_resnet.ipynb #5f03dd74
+# %% ../../nbs/backbones/210_resnet.ipynb #ae0a5bae
 def stage_strides(
     output_stride: int, # Stride of the deepest map: 32, 16 or 8
 ) -> list[tuple[int, int, int]]: # Stride, dilation of the first block, dilation of the others, for each stage
@@ -43,7 +43,7 @@ def stage_strides(
         plan.append((stride, before, dilation))
     return plan
 
-# %% ../../nbs/backbones/210_resnet.ipynb #2157e073
+# %% ../../nbs/backbones/210_resnet.ipynb #4719c5d9
 def make_stage(
     block_type: ResNetBlockType,        # Kind of block
     depth: int,                         # How many
@@ -61,7 +61,7 @@ def make_stage(
     kind = Bottleneck if bottleneck else ResidualBlock
     return nn.Sequential(head, *[kind(out_channels, dilation=dilation, **shared) for _ in range(depth - 1)])
 
-# %% ../../nbs/backbones/210_resnet.ipynb #30867e7b
+# %% ../../nbs/backbones/210_resnet.ipynb #94ace7a7
 RESNET_RULES = (
     rename("stem.conv.weight", "conv1.weight"),
     rename("stem.norm.{p}", "bn1.{p}"),
@@ -69,9 +69,11 @@ RESNET_RULES = (
     rename("stages.{s}.{b}.conv{i}.norm.{p}", "layer{s}.{b}.bn{i}.{p}"),
     rename("stages.{s}.{b}.shortcut.conv.weight", "layer{s}.{b}.downsample.0.weight"),
     rename("stages.{s}.{b}.shortcut.norm.{p}", "layer{s}.{b}.downsample.1.{p}"),
+    rename("stages.{s}.{b}.attention.reduce.{p}", "layer{s}.{b}.se.fc1.{p}"),
+    rename("stages.{s}.{b}.attention.expand.{p}", "layer{s}.{b}.se.fc2.{p}"),
 )
 
-# %% ../../nbs/backbones/210_resnet.ipynb #8848fed7
+# %% ../../nbs/backbones/210_resnet.ipynb #6c3402ce
 @register_backbone("resnet")
 class ResNetBackbone(BaseBackbone):
     "A stem at stride 2, a max-pool, four stages of residual blocks. Source: He et al. 2015, arXiv:1512.03385."
@@ -129,7 +131,7 @@ class ResNetBackbone(BaseBackbone):
         for stage in self.stages.values(): maps.append(stage(maps[-1]))
         return maps
 
-# %% ../../nbs/backbones/210_resnet.ipynb #0b28ba5f
+# %% ../../nbs/backbones/210_resnet.ipynb #e9a21f6f
 def check_layers(
     block_type: ResNetBlockType | str, # Kind of block
     layers: Sequence[int],             # Blocks in each stage
@@ -144,7 +146,7 @@ def check_layers(
         raise ConfigError(f"groups={groups} and width_per_group={width_per_group} need bottleneck blocks; basic ones have no middle to widen")
     return block_type
 
-# %% ../../nbs/backbones/210_resnet.ipynb #5a580312
+# %% ../../nbs/backbones/210_resnet.ipynb #fef8e332
 def init_weights(
     module: nn.Module,           # One module of the network
     zero_residual: bool = False, # Whether a block starts as its shortcut
@@ -153,7 +155,7 @@ def init_weights(
     if isinstance(module, nn.Conv2d): nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if zero_residual and isinstance(module, (ResidualBlock, Bottleneck)): module.zero_init()
 
-# %% ../../nbs/backbones/210_resnet.ipynb #9136ba46
+# %% ../../nbs/backbones/210_resnet.ipynb #b8cea000
 RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": dict(block_type="basic", layers=(2, 2, 2, 2)),
     "resnet34": dict(block_type="basic", layers=(3, 4, 6, 3)),
@@ -166,5 +168,5 @@ RESNETS: dict[str, dict[str, Any]] = {
     "wide_resnet101_2": dict(block_type="bottleneck", layers=(3, 4, 23, 3), width_per_group=128),
 }
 
-# %% ../../nbs/backbones/210_resnet.ipynb #a4edf2b3
+# %% ../../nbs/backbones/210_resnet.ipynb #a7a2a01c
 register_variants(ResNetBackbone, RESNETS)

@@ -6,8 +6,9 @@
 __all__ = ['BLOCKS', 'NORMS', 'ACTIVATIONS', 'register_block', 'create_block', 'list_blocks', 'create_norm', 'create_activation',
            'ConvBlock']
 
-# %% ../../nbs/blocks/100_conv.ipynb #6bbe44fc
+# %% ../../nbs/blocks/100_conv.ipynb #b63eaef8
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 from jaxtyping import Float
@@ -16,10 +17,10 @@ from ..core.errors import ConfigError
 from ..core.names import Catalogue, did_you_mean
 from ..parts import Part, make
 
-# %% ../../nbs/blocks/100_conv.ipynb #bfee1a9e
+# %% ../../nbs/blocks/100_conv.ipynb #a0aa6abf
 BLOCKS = Catalogue("block", "flame_vision.blocks")
 
-# %% ../../nbs/blocks/100_conv.ipynb #5d45c975
+# %% ../../nbs/blocks/100_conv.ipynb #ad66e14d
 def register_block(
     name: str,      # Name to make it by
     *aliases: str,  # Other spellings
@@ -27,7 +28,7 @@ def register_block(
     "Add a block to the catalogue. Raises: ConfigError if the name belongs to another one."
     return BLOCKS.register(name, *aliases)
 
-# %% ../../nbs/blocks/100_conv.ipynb #d2ac53a3
+# %% ../../nbs/blocks/100_conv.ipynb #3d6e522b
 def create_block(
     name: str,       # Name in the catalogue
     **arguments: Any,# What to make it with
@@ -35,28 +36,28 @@ def create_block(
     "Make a block by name. Raises: UnknownNameError, UnknownArgumentError."
     return make(BLOCKS, name, **arguments)
 
-# %% ../../nbs/blocks/100_conv.ipynb #8a549173
+# %% ../../nbs/blocks/100_conv.ipynb #980e698b
 def list_blocks(
     pattern: str = "*", # Shell pattern
 ) -> list[str]:
     "Names of the blocks that match a pattern."
     return BLOCKS.list(pattern)
 
-# %% ../../nbs/blocks/100_conv.ipynb #fde25270
+# %% ../../nbs/blocks/100_conv.ipynb #215d950f
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
-    "group": lambda channels: nn.GroupNorm(min(32, channels), channels),
+    "group": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
     "none": lambda channels: nn.Identity(),
 }
 
-# %% ../../nbs/blocks/100_conv.ipynb #221ad6fb
+# %% ../../nbs/blocks/100_conv.ipynb #5e630d1d
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU,
     "hardswish": nn.Hardswish, "mish": nn.Mish, "sigmoid": nn.Sigmoid, "none": nn.Identity,
 }
 
-# %% ../../nbs/blocks/100_conv.ipynb #ed82c64b
+# %% ../../nbs/blocks/100_conv.ipynb #5111b8f7
 def create_norm(
     name: str | None, # One of `NORMS`; None is "none"
     channels: int,    # Channels to normalise
@@ -65,7 +66,7 @@ def create_norm(
     if (name or "none") not in NORMS: raise ConfigError(f"no norm is called {name!r}; {did_you_mean(str(name), NORMS)}")
     return NORMS[name or "none"](channels)
 
-# %% ../../nbs/blocks/100_conv.ipynb #aed8056c
+# %% ../../nbs/blocks/100_conv.ipynb #1f08b2cb
 def create_activation(
     name: str | None, # One of `ACTIVATIONS`; None is "none"
 ) -> nn.Module:
@@ -74,16 +75,16 @@ def create_activation(
     kind = ACTIVATIONS[name or "none"]
     return kind(inplace=True) if "inplace" in inspect.signature(kind.__init__).parameters else kind()
 
-# %% ../../nbs/blocks/100_conv.ipynb #7149b094
+# %% ../../nbs/blocks/100_conv.ipynb #e659ff76
 @register_block("conv")
 class ConvBlock(Part):
-    "Convolution → normalisation → activation, keeping the grid at stride 1."
+    "Convolution → normalisation → activation. An odd kernel at stride 1 keeps the grid."
     catalogue = BLOCKS
 
     def __init__(self,
         in_channels: int,               # Channels that come in
         out_channels: int,              # Channels that go out
-        kernel_size: int = 3,           # Side of the kernel
+        kernel_size: int = 3,           # Side of the kernel; odd ones can be centred
         stride: int = 1,                # Step of the kernel
         padding: int | None = None,     # Zeros around; by default as many as keep the grid at stride 1
         dilation: int = 1,              # Distance between the kernel's taps
@@ -93,7 +94,7 @@ class ConvBlock(Part):
         act: str | None = "relu",       # Name of the activation
     ):
         super().__init__()
-        if in_channels % groups or out_channels % groups:
+        if groups < 1 or in_channels % groups or out_channels % groups:
             raise ConfigError(f"ConvBlock: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
         if padding is None: padding = dilation * (kernel_size - 1) // 2
         if bias is None: bias = (norm or "none") == "none"
@@ -103,5 +104,5 @@ class ConvBlock(Part):
 
     def forward(self,
         x: Float[Tensor, "b c_in h w"],   # Feature maps
-    ) -> Float[Tensor, "b c_out h2 w2"]:  # Feature maps, `ceil(h / stride)` high
+    ) -> Float[Tensor, "b c_out h2 w2"]:  # Feature maps, `ceil(h / stride)` high for odd kernels
         return self.act(self.norm(self.conv(x)))

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['shortcut', 'SqueezeExcitation', 'ResidualBlock', 'channel_attention', 'zero_branch', 'Bottleneck']
 
-# %% ../../nbs/blocks/120_residual.ipynb #7925c3c5
+# %% ../../nbs/blocks/120_residual.ipynb #f404ac22
 from jaxtyping import Float
 from torch import Tensor, nn
 from .conv import BLOCKS, ConvBlock, create_activation, register_block
 from ..core.errors import ConfigError
 from ..parts import Part
 
-# %% ../../nbs/blocks/120_residual.ipynb #34329c73
+# %% ../../nbs/blocks/120_residual.ipynb #ab457ae0
 def shortcut(
     in_channels: int,           # Channels of the block's input
     out_channels: int,          # Channels of the block's output
@@ -23,7 +23,7 @@ def shortcut(
     if stride == 1 and in_channels == out_channels: return nn.Identity()
     return ConvBlock(in_channels, out_channels, 1, stride, norm=norm, act=None)
 
-# %% ../../nbs/blocks/120_residual.ipynb #76a7e54c
+# %% ../../nbs/blocks/120_residual.ipynb #c363263d
 @register_block("squeeze_excitation", "se")
 class SqueezeExcitation(Part):
     "Scale each channel by a gate that sees all channels. Source: Hu et al. 2017, arXiv:1709.01507."
@@ -46,7 +46,7 @@ class SqueezeExcitation(Part):
         squeezed = x.mean((2, 3), keepdim=True)                             # (b, c, 1, 1)
         return x * self.expand(self.act(self.reduce(squeezed))).sigmoid()
 
-# %% ../../nbs/blocks/120_residual.ipynb #9d792e87
+# %% ../../nbs/blocks/120_residual.ipynb #a1915220
 @register_block("residual", "basic")
 class ResidualBlock(Part):
     "Two 3 × 3 convolutions beside a shortcut. Source: He et al. 2015, arXiv:1512.03385, figure 5 left."
@@ -81,7 +81,7 @@ class ResidualBlock(Part):
         "Let the block start as its shortcut: the branch's last norm scales by zero. Source: Goyal et al. 2017, arXiv:1706.02677."
         zero_branch(self.conv2)
 
-# %% ../../nbs/blocks/120_residual.ipynb #1f004f58
+# %% ../../nbs/blocks/120_residual.ipynb #35c729ca
 def channel_attention(
     name: str | None, # `"se"`, or None for none
     channels: int,    # Channels of the branch
@@ -91,7 +91,7 @@ def channel_attention(
     if name == "se": return SqueezeExcitation(channels)
     raise ConfigError(f"no channel attention is called {name!r}; there is 'se'")
 
-# %% ../../nbs/blocks/120_residual.ipynb #65232daa
+# %% ../../nbs/blocks/120_residual.ipynb #5f2ce912
 def zero_branch(
     last: ConvBlock, # Last convolution of a residual branch
 ) -> None:
@@ -99,7 +99,7 @@ def zero_branch(
     if getattr(last.norm, "weight", None) is None: raise ConfigError(f"zero_init needs a norm with a scale, the branch ends in {last.norm!r}")
     nn.init.zeros_(last.norm.weight)
 
-# %% ../../nbs/blocks/120_residual.ipynb #d1ff96db
+# %% ../../nbs/blocks/120_residual.ipynb #99445ee2
 @register_block("bottleneck")
 class Bottleneck(Part):
     "1 × 1 down, 3 × 3, 1 × 1 up, beside a shortcut. Source: He et al. 2015, figure 5 right; groups from Xie et al. 2016, arXiv:1611.05431."

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Provenance', 'find_pretrained', 'fetch', 'load_pretrained']
 
-# %% ../../nbs/core/025_pretrained.ipynb #8a1a9ad2
+# %% ../../nbs/core/025_pretrained.ipynb #25a6e6bd
 import os
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from torch import nn
 from .errors import UnknownNameError, WeightsError
 from .names import did_you_mean
-from .weights import LoadReport, first_line, load_weights
+from .weights import LoadReport, first_line, load_weights, some
 
-# %% ../../nbs/core/025_pretrained.ipynb #75948406
+# %% ../../nbs/core/025_pretrained.ipynb #f7b9b7e9
 @dataclass(frozen=True)
 class Provenance:
     "Where weights came from, and how their images were prepared."
@@ -32,7 +33,7 @@ class Provenance:
         "All fields, in types that JSON knows."
         return asdict(self)
 
-# %% ../../nbs/core/025_pretrained.ipynb #549c23e0
+# %% ../../nbs/core/025_pretrained.ipynb #214cffa2
 def find_pretrained(
     name: str,                # timm's name of the model
     tag: bool | str = True,   # Which training; True for timm's default
@@ -45,7 +46,7 @@ def find_pretrained(
     cfg = get_pretrained_cfg(f"{name}.{tag}" if isinstance(tag, str) else name)
     return Provenance(cfg.hf_hub_id, cfg.tag, cfg.license, tuple(cfg.mean), tuple(cfg.std), tuple(cfg.input_size), cfg.crop_pct, cfg.interpolation)
 
-# %% ../../nbs/core/025_pretrained.ipynb #a6999839
+# %% ../../nbs/core/025_pretrained.ipynb #484f7b81
 def fetch(
     repo: str, # Repository on the hub: `"timm/resnet50.a1_in1k"`
 ) -> Path:     # The file of weights on this machine
@@ -58,7 +59,7 @@ def fetch(
                            "go online once (unset HF_HUB_OFFLINE), or give a local file as pretrained=") from e
     except (HfHubHTTPError, OSError, ValueError) as e: raise WeightsError(f"cannot get weights of {repo}: {first_line(e)}") from e
 
-# %% ../../nbs/core/025_pretrained.ipynb #0fdd9d72
+# %% ../../nbs/core/025_pretrained.ipynb #a5520e75
 def load_pretrained(
     model: nn.Module,        # Model to load into
     name: str,               # timm's name of it
@@ -76,4 +77,5 @@ def load_pretrained(
     report = load_weights(model, path)
     report.source = origin.source
     model.provenance = origin
+    if report.reinitialised: warnings.warn(f"{origin.source} has other classes: {some(report.reinitialised)} start at random", stacklevel=3)
     return report

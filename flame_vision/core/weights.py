@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Side', 'Tensors', 'NATIVE', 'OPTIONAL', 'match', 'fill', 'Rule', 'rename', 'reshape', 'concat', 'drop', 'Move',
-           'KeyMap', 'carry', 'some', 'read_weights', 'first_line', 'LoadReport', 'recognise', 'check_keys',
-           'check_shapes', 'load_weights', 'export_weights']
+           'KeyMap', 'carry', 'some', 'read_weights', 'state_of', 'strip_wrappers', 'unwrapped', 'first_line',
+           'LoadReport', 'recognise', 'check_keys', 'kind', 'check_shapes', 'load_weights', 'export_weights']
 
 # %% ../../nbs/core/020_weights.ipynb #e1419b78
 import os
@@ -173,7 +173,7 @@ def some(
     names = [repr(n) for n in names]
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
-# %% ../../nbs/core/020_weights.ipynb #bceef3d4
+# %% ../../nbs/core/020_weights.ipynb #9bb223ab
 def read_weights(
     path: str | os.PathLike, # `.safetensors`, or a `.pt`/`.pth`/`.bin` that PyTorch wrote
 ) -> dict[str, Tensor]:      # Tensors by key
@@ -181,7 +181,7 @@ def read_weights(
 
     Raises: MissingPathError; WeightsError for a damaged file, an unsafe one, or one that holds no state dict.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file(): raise MissingPathError(f"no weights at {str(path)!r}")
     try:
         if path.suffix == ".safetensors": return load_file(path)
@@ -190,17 +190,47 @@ def read_weights(
         raise WeightsError(f"{path.name} holds more than tensors, or is damaged; it was not opened: {first_line(e)}") from e
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as e:
         raise WeightsError(f"{path.name} is damaged or no file of weights: {first_line(e)}") from e
-    for inner in ("state_dict", "model"):
-        if isinstance(held, dict) and isinstance(held.get(inner), dict): held = held[inner]
-    if isinstance(held, dict) and held and all(isinstance(t, Tensor) for t in held.values()): return held
-    raise WeightsError(f"{path.name} holds no state dict")
+    return state_of(held, path.name)
 
-# %% ../../nbs/core/020_weights.ipynb #cd4898e1
+# %% ../../nbs/core/020_weights.ipynb #80601602
+def state_of(
+    held: Any,   # What a file held, or what a user gave
+    source: str, # How to call it
+) -> dict[str, Tensor]:
+    "The state dict in it. Raises: WeightsError where there is none."
+    for inner in ("state_dict", "model"):
+        if isinstance(held, Mapping) and isinstance(held.get(inner), Mapping): held = held[inner]
+    if isinstance(held, Mapping) and held and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in held.items()): return dict(held)
+    raise WeightsError(f"{source} is no state dict, which maps names to tensors")
+
+# %% ../../nbs/core/020_weights.ipynb #2429ddfe
+def strip_wrappers(
+    state: dict[str, Tensor],   # A state dict
+    own: Iterable[str],         # Keys of the model
+) -> dict[str, Tensor]:
+    "A state dict without the prefix that a wrapper gave all its keys, unless the model's own keys have it too."
+    def first(keys: Iterable[str]) -> set[str]: return {k.partition(".")[0] for k in keys}
+    kept = first(own)
+    while (prefix := first(state)) <= {"module", "_orig_mod", "model"} - kept and len(prefix) == 1:
+        state = {k.partition(".")[2]: t for k, t in state.items()}
+    return state
+
+# %% ../../nbs/core/020_weights.ipynb #a8499ddd
+def unwrapped(
+    model: nn.Module, # A model, perhaps in a wrapper
+) -> nn.Module:
+    "The model inside DataParallel, DistributedDataParallel and `torch.compile`."
+    while True:
+        if hasattr(model, "_orig_mod"): model = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
+        else: return model
+
+# %% ../../nbs/core/020_weights.ipynb #d0448dae
 def first_line(error: BaseException) -> str:
     "An error's message, up to its first full stop or line break."
     return re.split(r"\n|\. ", str(error).strip() or type(error).__name__)[0]
 
-# %% ../../nbs/core/020_weights.ipynb #f2094beb
+# %% ../../nbs/core/020_weights.ipynb #6e5eaa87
 @dataclass
 class LoadReport:
     "What became of every key when weights were loaded."
@@ -219,10 +249,10 @@ class LoadReport:
             if keys := getattr(self, kind): parts.append(f"{kind} {len(keys)}: {some(keys, 3)}")
         return "; ".join(parts)
 
-# %% ../../nbs/core/020_weights.ipynb #57b1e9f4
+# %% ../../nbs/core/020_weights.ipynb #89cc2bae
 NATIVE = KeyMap("native", (rename("{path*}", "{path*}"),))
 
-# %% ../../nbs/core/020_weights.ipynb #c955f98b
+# %% ../../nbs/core/020_weights.ipynb #4581ad67
 def recognise(
     keys: Iterable[str],     # Keys of a state dict
     wanted: Iterable[str],   # Keys of the model
@@ -235,21 +265,22 @@ def recognise(
         return len(wanted & {t for move in moves for t in move.targets}), -len(unknown)
     return max((NATIVE, *maps), key=score)
 
-# %% ../../nbs/core/020_weights.ipynb #0f8823e9
+# %% ../../nbs/core/020_weights.ipynb #cd7998b9
 OPTIONAL = "num_batches_tracked"
 
-# %% ../../nbs/core/020_weights.ipynb #ac4ee03c
+# %% ../../nbs/core/020_weights.ipynb #14351984
 def check_keys(
     model: nn.Module,               # Model to be loaded
     moved: dict[str, Tensor],       # Tensors by our keys
+    names: Mapping[str, str],       # What they were called in the source
     unknown: list[str],             # Their keys that no rule reads
     report: LoadReport,             # Gets what may be left out
 ) -> None:
     "Account for every key. Raises: WeightsError that counts what is missing and what is not known."
     own, dropped = model.state_dict(), tuple(getattr(model, "dropped", ()))
     extra = [k for k in moved if k not in own]
-    report.skipped += [k for k in extra if k.startswith(dropped)]
-    unexpected = unknown + [k for k in extra if not k.startswith(dropped)]
+    report.skipped += [names[k] for k in extra if k.startswith(dropped)]
+    unexpected = unknown + [names[k] for k in extra if not k.startswith(dropped)]
     missing = [k for k in own if k not in moved]
     report.absent = [k for k in missing if k.endswith(OPTIONAL)]
     missing = [k for k in missing if not k.endswith(OPTIONAL)]
@@ -260,21 +291,31 @@ def check_keys(
         + (f"; missing {len(missing)}: {some(missing)}" if missing else "")
         + (f"; unexpected {len(unexpected)}: {some(unexpected)}" if unexpected else ""))
 
-# %% ../../nbs/core/020_weights.ipynb #b91d1204
+# %% ../../nbs/core/020_weights.ipynb #a2b394dc
+def kind(
+    tensor: Tensor, # A tensor
+) -> str:           # Its shape, and what sort of numbers it holds
+    "What must agree between two tensors for one to be copied into the other without loss of meaning."
+    numbers = "complex" if tensor.is_complex() else "" if tensor.is_floating_point() else "integer"
+    return f"{list(tensor.shape)}{f' {numbers}' * bool(numbers)}{' without data' * tensor.is_meta}"
+
+# %% ../../nbs/core/020_weights.ipynb #a64bfcd7
 def check_shapes(
     model: nn.Module,         # Model to be loaded
     moved: dict[str, Tensor], # Tensors by our keys; those of a classifier with other classes are taken out
     report: LoadReport,       # Gets what is re-initialised
 ) -> None:
-    "Make sure that every tensor has its shape. Raises: WeightsError."
+    "Make sure that every tensor can be copied. Raises: WeightsError."
     own, classifier = model.state_dict(), getattr(model, "classifier", None)
-    wrong = {k: f"{k!r} is {list(moved[k].shape)}, the model has {list(own[k].shape)}" for k in moved if k in own and moved[k].shape != own[k].shape}
+    if any(t.is_meta for t in own.values()):
+        raise WeightsError(f"{type(model).__name__} is on the meta device and has no memory for weights; call model.to_empty(device='cpu') first")
+    wrong = {k: f"{k!r} is {kind(moved[k])}, the model has {kind(own[k])}" for k in moved if k in own and kind(moved[k]) != kind(own[k])}
     if classifier and any(k.startswith(classifier) for k in wrong):
         report.reinitialised = [k for k in moved if k.startswith(classifier)]
         for k in report.reinitialised: moved.pop(k); wrong.pop(k, None)
     if wrong: raise WeightsError(f"{report.source} does not fit {type(model).__name__}: " + "; ".join(list(wrong.values())[:3]))
 
-# %% ../../nbs/core/020_weights.ipynb #df9c4918
+# %% ../../nbs/core/020_weights.ipynb #1f8d1c5d
 def load_weights(
     model: nn.Module,                                # Model to load into; changed only if everything fits
     source: Mapping[str, Tensor] | str | os.PathLike,# A state dict, or a file of weights
@@ -284,7 +325,9 @@ def load_weights(
 
     Raises: MissingPathError; WeightsError when a key or a shape does not fit, with the closest layout and the counts.
     """
-    state = source if isinstance(source, Mapping) else read_weights(source)
+    if not isinstance(source, (Mapping, str, os.PathLike)): raise WeightsError(f"weights come as a state dict or a path, got a {type(source).__name__}")
+    model = unwrapped(model)
+    state = strip_wrappers(state_of(source, "the given mapping") if isinstance(source, Mapping) else read_weights(source), model.state_dict())
     maps = {m.layout: m for m in (NATIVE, *getattr(model, "key_maps", ()))}
     if layout is not None and layout not in maps: raise WeightsError(f"{type(model).__name__} has no layout {layout!r}; {did_you_mean(layout, maps)}")
     chosen = maps[layout] if layout else recognise(state, model.state_dict(), maps.values())
@@ -293,7 +336,8 @@ def load_weights(
     for move in moves:
         if not move.targets: getattr(report, move.rule.kind).extend(move.sources)
     moved = carry(moves, state)
-    check_keys(model, moved, unknown, report)
+    names = {target: move.sources[0] for move in moves for target in move.targets}
+    check_keys(model, moved, names, unknown, report)
     check_shapes(model, moved, report)
     own = model.state_dict()
     report.loaded = [k for k in moved if k in own]
@@ -301,7 +345,7 @@ def load_weights(
         for k in report.loaded: own[k].copy_(moved[k])
     return report
 
-# %% ../../nbs/core/020_weights.ipynb #33d9b8e4
+# %% ../../nbs/core/020_weights.ipynb #9e9e2751
 def export_weights(
     model: nn.Module,  # A model with key maps
     layout: str,       # Layout to write: `"timm"`, `"torchvision"`, …

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['HEADS', 'register_head', 'create_head', 'list_heads', 'ClassificationHead']
 
-# %% ../../nbs/heads/320_classifier.ipynb #40c726f1
+# %% ../../nbs/heads/320_classifier.ipynb #adf4f486
 from collections.abc import Callable, Mapping
 from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ShapeError
 from ..core.names import Catalogue
 from ..core.weights import KeyMap, rename
 from ..parts import Part, make
 
-# %% ../../nbs/heads/320_classifier.ipynb #0ca29042
+# %% ../../nbs/heads/320_classifier.ipynb #571eaa96
 HEADS = Catalogue("head", "flame_vision.heads")
 
-# %% ../../nbs/heads/320_classifier.ipynb #7cb39887
+# %% ../../nbs/heads/320_classifier.ipynb #cab09331
 def register_head(
     name: str,      # Name to make it by
     *aliases: str,  # Other spellings
@@ -26,7 +26,7 @@ def register_head(
     "Add a head to the catalogue. Raises: ConfigError if the name belongs to another one."
     return HEADS.register(name, *aliases)
 
-# %% ../../nbs/heads/320_classifier.ipynb #a95e5a7c
+# %% ../../nbs/heads/320_classifier.ipynb #ec3df0c5
 def create_head(
     name: str,       # Name in the catalogue
     **arguments: Any,# What to make it with
@@ -34,14 +34,14 @@ def create_head(
     "Make a head by name. Raises: UnknownNameError, UnknownArgumentError, ConfigError."
     return make(HEADS, name, **arguments)
 
-# %% ../../nbs/heads/320_classifier.ipynb #4d22f101
+# %% ../../nbs/heads/320_classifier.ipynb #34e00726
 def list_heads(
     pattern: str = "*", # Shell pattern
 ) -> list[str]:
     "Names of the heads that match a pattern."
     return HEADS.list(pattern)
 
-# %% ../../nbs/heads/320_classifier.ipynb #5800a8cd
+# %% ../../nbs/heads/320_classifier.ipynb #97a0c778
 @register_head("classifier", "classification")
 class ClassificationHead(Part):
     "Average over the grid, dropout, one linear layer."
@@ -55,7 +55,7 @@ class ClassificationHead(Part):
         dropout: float = 0.0,   # Probability of dropping a feature while training
     ):
         super().__init__()
-        if num_classes < 1: raise ConfigError(f"ClassificationHead: num_classes must be at least 1, got {num_classes}; a model without classifier has head=None")
+        if num_classes < 1: raise ConfigError(f"ClassificationHead: num_classes must be at least 1, got {num_classes}; a model without classifier is made with num_classes=0")
         if not 0 <= dropout < 1: raise ConfigError(f"ClassificationHead: dropout must lie in [0, 1), got {dropout}")
         self.in_features, self.num_classes = in_features, num_classes
         self.dropout = nn.Dropout(dropout)
@@ -66,6 +66,7 @@ class ClassificationHead(Part):
     ) -> Float[Tensor, "b c"]:  # One vector for each image
         "The deepest map, averaged over its grid."
         if isinstance(features, Mapping): features = features[max(features)]
+        if features.ndim != 4: raise ShapeError(f"ClassificationHead takes feature maps (b, c, h, w), got {list(features.shape)}")
         return features.mean((2, 3))
 
     def forward(self,

@@ -21,7 +21,8 @@ from ..architectures.base import ARCHITECTURES
 from ..core.errors import CheckpointError, ConfigError, FlameVisionError, RegistryError, UnknownNameError
 from ..parts import Part, make, read_fields, signature
 from ..schemas import PartConfig
-from .checkpoint import misfits, unwrapped
+from ..core.weights import unwrapped
+from .checkpoint import misfits
 from .files import plain_values, why
 from .manifest import Manifest, written
 

@@ -18,7 +18,7 @@ from platformdirs import user_data_dir
 from torch import nn
 from ..core.errors import RegistryError, VersionExistsError, VersionNotFoundError
 from ..core.names import did_you_mean
-from .checkpoint import unwrapped
+from ..core.weights import unwrapped
 from .manifest import Manifest
 from .names import canonical_version, check_name, choose_version
 from .rebuild import KNOWN, arguments_for, describe_model, fill_strictly, instantiate, read_state, rebuilt, rehearse, write_weights

@@ -1,0 +1,78 @@
+"`pretrained=` through the real hub client, against a hub on loopback that serves seeded weights."
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from loopback_hub import loopback_hub
+from safetensors.torch import save, save_file
+
+REPO = "timm/resnet18.a1_in1k"  # where timm's own table says that its default weights are
+
+
+@pytest.fixture(scope="module")
+def weights():
+    torch.manual_seed(0)
+    return timm.create_model("resnet18").eval()
+
+
+def client(code, folder, **environment):
+    "Run code in a process whose hub client has a cache of its own; what it prints last, as JSON."
+    env = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*",
+           "HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_ETAG_TIMEOUT": "5", **environment}
+    ran = subprocess.run([sys.executable, "-c", f"import json, torch\n{code}"], capture_output=True, text=True, env=env)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.strip().splitlines()[-1])
+
+
+LOOK = """
+from flame_vision.models import resnet18
+model = resnet18(pretrained=True).eval()
+x = torch.linspace(-1, 1, 3 * 64 * 80).reshape(1, 3, 64, 80)
+with torch.inference_mode(): scores = model(x)[0, :5].tolist()
+origin = model.provenance
+print(json.dumps([scores, origin.source, origin.tag, origin.license, model.transforms().get_output_shape([3, 300, 400])]))
+"""
+
+
+def test_downloaded_once_then_from_the_cache(weights, tmp_path):
+    with loopback_hub({REPO: save(weights.state_dict())}) as (address, requests):
+        scores, source, tag, license, shape = client(LOOK, tmp_path, HF_ENDPOINT=address)
+        assert [method for method, _ in requests].count("GET") == 1
+        assert client(LOOK, tmp_path, HF_ENDPOINT=address)[0] == scores
+        assert [method for method, _ in requests].count("GET") == 1, "the second use comes from the cache"
+    assert client(LOOK, tmp_path, HF_HUB_OFFLINE="1")[0] == scores, "and needs no network"
+    x = torch.linspace(-1, 1, 3 * 64 * 80).reshape(1, 3, 64, 80)
+    with torch.inference_mode(): assert torch.allclose(torch.tensor(scores), weights(x)[0, :5], atol=1e-5)
+    assert (source, tag, license, shape) == (REPO, "a1_in1k", "apache-2.0", [3, 224, 224])
+
+
+REFUSED = """
+from flame_vision.backbones import create_backbone
+from flame_vision.core import WeightsError
+try: create_backbone("resnet18", pretrained=True)
+except WeightsError as e: print(json.dumps(str(e)))
+"""
+
+
+def test_what_the_hub_does_not_have_is_one_typed_error(tmp_path):
+    with loopback_hub({}) as (address, _): assert REPO in client(REFUSED, tmp_path, HF_ENDPOINT=address)
+
+
+@pytest.mark.slow  # the client tries for half a minute
+def test_a_hub_that_cannot_be_reached(tmp_path):
+    assert "go online once" in client(REFUSED, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+
+
+def test_a_file_and_another_number_of_classes(weights, tmp_path):
+    from flame_vision.models import create_model, resnet18
+    path = tmp_path / "weights.safetensors"
+    save_file(weights.state_dict(), path)
+    model = resnet18(num_classes=7, pretrained=str(path))
+    assert torch.equal(model.backbone.stem.conv.weight, weights.conv1.weight)
+    assert model.get_output_shape([1, 3, 64, 64]) == [1, 7] and model.provenance.source == "weights.safetensors"
+    parts = create_model(backbone="resnet18", head="classifier", num_classes=3, pretrained=str(path))
+    assert torch.equal(parts.backbone.stem.conv.weight, weights.conv1.weight) and parts.provenance.source == "weights.safetensors"
