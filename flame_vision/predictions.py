@@ -15,7 +15,8 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 from .core.errors import ConfigError, DataError, ShapeError
-from .images import load_image
+from .images import load_image, upright
+from .transforms import as_picture
 
 # %% ../nbs/070_predictions.ipynb #8b640509
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ def open_picture(
     picture: Any,   # A path, a PIL image, an array or a tensor
     index: int = 0, # Its place among the others
 ) -> Any:           # A PIL image, an array or a tensor
-    "Read a picture that is a path; take any other as it is. Raises: DataError, MissingPathError."
+    "Read a picture that is a path, and bring any other to the same form. Raises: DataError, MissingPathError."
     if isinstance(picture, (str, os.PathLike)): return load_image(picture)
-    if isinstance(picture, PIL.Image.Image): return picture.convert("RGB")
-    if isinstance(picture, (Tensor, np.ndarray)): return picture
+    if isinstance(picture, np.ndarray): picture = as_picture(picture)
+    if isinstance(picture, PIL.Image.Image): return upright(picture)
+    if isinstance(picture, Tensor): return picture
     raise DataError(f"picture {index} is a {type(picture).__name__}; a picture is a path, a PIL image, an array or a tensor")
 
 # %% ../nbs/070_predictions.ipynb #e28c236e

@@ -1,8 +1,10 @@
 "The command line as a user meets it: the main job on a folder of pictures, and one clear line for everything that goes wrong."
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from wandb_record import read_records
 from flame_vision.cli import main
 from flame_vision.core import FlameVisionError
 from flame_vision.models import create_model
-from flame_vision.versioning import ModelRegistry
+from flame_vision.versioning import ModelRegistry, load_checkpoint
 
 
 def draw(path, kind, seed):
@@ -33,14 +35,14 @@ def pictures(tmp_path_factory):
     return root
 
 
-QUICK = ["--backbone=resnet18", "--epochs=3", "--image_size=32", "--batch_size=8", "--workers=0", "--accelerator=cpu", "--no_progress"]
+QUICK = ["--backbone=resnet18", "--epochs=3", "--image_size=32", "--batch_size=8", "--workers=0", "--accelerator=cpu", "--no_progress", "--no_prove"]
 
 
 @pytest.fixture(scope="module")
 def trained(pictures, tmp_path_factory):
     "The main job, run once: a folder in, a registered model out."
     root = tmp_path_factory.mktemp("trained")
-    assert main(["fit", f"--data={pictures}", f"--registry={root / 'registry'}", f"--runs={root / 'runs'}", "--name=textures", *QUICK]) == 0
+    assert main(["fit", f"--data={pictures}", f"--registry={root / 'registry'}", f"--runs={root / 'runs'}", "--name=textures", *QUICK, "--prove"]) == 0
     return root
 
 
@@ -69,7 +71,8 @@ def test_fit_leaves_a_model_that_predicts_in_words(trained, pictures, capsys):
 
 def test_fit_leaves_a_complete_record(trained):
     run = next((trained / "runs").iterdir())
-    assert {"best.pt", "hparams.yaml", "metrics.csv", "results.png", "wandb"} <= set(os.listdir(run))
+    assert {"best.pt", "hparams.yaml", "metrics.csv", "result.json", "results.png", "wandb"} <= set(os.listdir(run))
+    assert json.loads((run / "result.json").read_text())["registered"] == "textures@1.0.0"
     with Image.open(run / "results.png") as picture: assert picture.width > 300
     assert next((run / "wandb").glob("offline-run-*/*.wandb")).stat().st_size > 1000
 
@@ -82,7 +85,7 @@ def test_the_offline_run_holds_config_metrics_pictures_and_the_version(trained):
         history |= {item.key or item.nested_key[0] for item in record.history.item}
         summary |= {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.summary.update}
     assert config["class_names"] == ["bars", "stripes"] and len(config["data_fingerprint"]) == 64
-    assert {"train/loss", "val/accuracy", "test/predictions", "test/confusion"} <= history
+    assert {"train/loss_step", "val/accuracy", "test/predictions", "test/confusion"} <= history
     assert summary["registered"] == "textures@1.0.0"
     assert summary["digest"] == ModelRegistry(trained / "registry").get("textures").manifest.digest
 
@@ -112,7 +115,7 @@ def broken_folder(tmp_path, kind):
     return tmp_path
 
 
-@pytest.mark.parametrize("kind, says", [("empty class", "c"), ("broken JPEG", "cut.jpg"), ("text files", "txt")])
+@pytest.mark.parametrize("kind, says", [("empty class", "c: an empty class"), ("broken JPEG", "a/cut.jpg: "), ("text files", "0.txt: not a picture")])
 def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path, capsys, kind, says):
     (tmp_path / "data").mkdir()
     folder = broken_folder(tmp_path / "data", kind)
@@ -121,11 +124,15 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path, capsys, kind,
     assert os.listdir(tmp_path) == ["data"], "nothing was written"
 
 
-def test_broken_files_can_be_skipped(tmp_path):
+def test_broken_files_can_be_skipped(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     folder = broken_folder(tmp_path / "data", "broken JPEG")
     words = ["fit", f"--data={folder}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}", *QUICK, "--epochs=1", "--on_error=skip"]
-    with pytest.warns(UserWarning, match="cut.jpg"): assert main(words) == 0
+    capsys.readouterr()
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "a/cut.jpg" in said.err and said.err.count("\n") == 1
+    assert ModelRegistry(tmp_path / "registry").versions("data") == ["1.0.0"]
 
 
 @pytest.mark.parametrize("words, says", [
@@ -133,7 +140,17 @@ def test_broken_files_can_be_skipped(tmp_path):
     (["fit"], "data"),
     (["fit", "--data={pictures}", "--backbone=resnet51"], "did you mean 'resnet50'"),
     (["fit", "--data={pictures}", "--bacbone=resnet50"], "did you mean '--backbone'"),
-    (["fit", "--data={pictures}", "--epochs=many"], "epochs"),
+    (["fit", "--data={pictures}", "--epochs=many"], "--epochs: expected an int"),
+    (["fit", "--data={pictures}", "--name=a/b"], "'a/b' cannot name a model"),
+    (["fit", "--data={pictures}", "--precision=bogus"], "Precision 'bogus'"),
+    (["fit", "--data={pictures}", "--devices=0"], "Trainer refuses its arguments"),
+    (["fit", "--data={pictures}", "--workers=-1"], "num_workers is 0 or more"),
+    (["fit", "--data={pictures}", "--seed=-1"], "a seed lies between"),
+    (["fit", "--data={pictures}", "--project=a/b"], "a W&B project"),
+    (["fit", "--data={pictures}", "--trainer.gradient_clip=1"], "gradient_clip"),
+    (["fit", "--config={cut}"], "cut.pt"),
+    (["summary", "classifier"], "backbone"),
+    (["models", ""], "no model matches"),
     (["fit", "--data={pictures}", "--epochs=0"], "epochs must be at least 1"),
     (["fit", "--data={pictures}", "--learning_rate=-1"], "learning_rate must be above 0"),
     (["fit", "--data={pictures}", "--backbone=resnet18", "--pretrained={cut}"], "cut.pt is damaged"),
@@ -169,6 +186,21 @@ def test_a_registered_file_cut_in_half_is_not_loaded(trained, pictures, tmp_path
     with pytest.raises(FlameVisionError, match="model.safetensors"): ModelRegistry(tmp_path / "registry").load("textures")
 
 
+def test_options_from_a_file(trained, pictures, tmp_path):
+    (tmp_path / "fit.yaml").write_text(f"data: {pictures}\nbackbone: resnet18\nepochs: 1\nimage_size: 32\nworkers: 0\naccelerator: cpu\n"
+                                       "progress: false\nprove: false\ntrainer:\n  gradient_clip_val: 1.0\n")
+    assert main(["fit", f"--config={tmp_path / 'fit.yaml'}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}", "--name=filed"]) == 0
+    assert "gradient_clip_val: 1.0" in (next((tmp_path / "runs").iterdir()) / "hparams.yaml").read_text()
+
+
+def test_a_folder_without_test_pictures_reports_no_test(pictures, tmp_path, capsys):
+    import shutil
+    for split in ("train", "val"): shutil.copytree(pictures, tmp_path / "data" / split)
+    assert main(["fit", f"--data={tmp_path / 'data'}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}", *QUICK, "--epochs=1"]) == 0
+    assert "test accuracy        none" in capsys.readouterr().out
+    assert not any(k.startswith("test/") for k in ModelRegistry(tmp_path / "registry").get("data").metrics)
+
+
 def test_a_traceback_is_for_those_who_ask(capsys):
     with pytest.raises(KeyError): main(["summary", "resnet51", "--debug"])
 
@@ -181,3 +213,53 @@ def test_the_installed_command():
     wrong = subprocess.run([*command, "summary", "resnet51"], capture_output=True, text=True)
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1 and not wrong.stdout
     assert "did you mean 'resnet50'" in wrong.stderr
+
+
+def started(pictures, root, *words, **environment):
+    "A real process in the middle of a training that would take long."
+    command = [os.path.join(os.path.dirname(sys.executable), "flame-vision"), "fit", f"--data={pictures}", f"--registry={root / 'registry'}",
+               f"--runs={root / 'runs'}", *QUICK, "--epochs=1000", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    deadline = time.monotonic() + 90
+    while not list((root / "runs").glob("*/best.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_says_what_it_kept(pictures, tmp_path, sent, code):
+    process = started(pictures, tmp_path)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert err.count("\n") == 1 and "the best weights are in" in err
+    model = create_model("classifier", backbone="resnet18", num_classes=2)
+    load_checkpoint(path=next((tmp_path / "runs").glob("*/best.pt")), model=model)
+    assert ModelRegistry(tmp_path / "registry").list() == []
+
+
+def test_a_terminal_that_knows_ascii_only(trained, pictures):
+    command = [os.path.join(os.path.dirname(sys.executable), "flame-vision"), "summary", "resnet18", "--depth=1"]
+    ran = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert ran.returncode == 0 and b"ResNet" in ran.stdout, ran.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(pictures, tmp_path):
+    command = [os.path.join(os.path.dirname(sys.executable), "flame-vision"), "fit", f"--data={pictures}", f"--registry={tmp_path / 'registry'}",
+               f"--runs={tmp_path / 'runs'}", "--name=two", *QUICK, "--devices=2"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert ModelRegistry(tmp_path / "registry").versions("two") == ["1.0.0"] and len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.slow  # the client waits for half a minute
+def test_a_wandb_server_that_cannot_be_reached_costs_the_run_nothing(pictures, tmp_path):
+    command = [os.path.join(os.path.dirname(sys.executable), "flame-vision"), "fit", f"--data={pictures}", f"--registry={tmp_path / 'registry'}",
+               f"--runs={tmp_path / 'runs'}", "--name=alone", *QUICK, "--epochs=1"]
+    environment = {**{k: v for k, v in os.environ.items() if k != "WANDB_MODE"}, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, stdin=subprocess.DEVNULL)
+    assert ran.returncode == 0, ran.stderr
+    assert "this run is recorded offline" in ran.stderr and ran.stderr.count("\n") == 1
+    assert list(next((tmp_path / "runs").iterdir()).glob("wandb/offline-run-*/*.wandb"))

@@ -4,72 +4,81 @@
 
 # %% auto #0
 __all__ = ['FlameVisionError', 'ShapeError', 'ConfigError', 'WeightsError', 'CheckpointError', 'DataError', 'MissingPathError',
-           'UnknownNameError', 'UnknownArgumentError', 'RegistryError', 'VersionNotFoundError', 'VersionExistsError',
-           'TamperedError', 'MissingExtraError', 'require']
+           'TrainingError', 'StoppedError', 'UnknownNameError', 'UnknownArgumentError', 'RegistryError',
+           'VersionNotFoundError', 'VersionExistsError', 'TamperedError', 'MissingExtraError', 'require']
 
-# %% ../../nbs/core/000_errors.ipynb #10d6e24a
+# %% ../../nbs/core/000_errors.ipynb #9cfd58bb
 from importlib import import_module
 from types import ModuleType
 
-# %% ../../nbs/core/000_errors.ipynb #8113a1a2
+# %% ../../nbs/core/000_errors.ipynb #a88c665e
 class FlameVisionError(Exception):
     "Root of every error that Flame Vision raises on purpose."
 
-# %% ../../nbs/core/000_errors.ipynb #b77448be
+# %% ../../nbs/core/000_errors.ipynb #50f9c4f5
 class ShapeError(FlameVisionError, ValueError):
     "A shape that a module cannot take."
 
-# %% ../../nbs/core/000_errors.ipynb #08392f00
+# %% ../../nbs/core/000_errors.ipynb #cb751860
 class ConfigError(FlameVisionError, ValueError):
     "A configuration or an argument whose value makes no sense."
 
-# %% ../../nbs/core/000_errors.ipynb #58ed1e76
+# %% ../../nbs/core/000_errors.ipynb #61d87a8f
 class WeightsError(FlameVisionError, ValueError):
     "Weights that do not fit the model, cannot be read, or cannot be had."
 
-# %% ../../nbs/core/000_errors.ipynb #5fb697b6
+# %% ../../nbs/core/000_errors.ipynb #e9c1ada4
 class CheckpointError(FlameVisionError, ValueError):
     "A checkpoint that is damaged, unsafe, or of another model."
 
-# %% ../../nbs/core/000_errors.ipynb #aed7ec50
+# %% ../../nbs/core/000_errors.ipynb #aca14844
 class DataError(FlameVisionError, ValueError):
     "A data set that cannot be used as it is."
 
-# %% ../../nbs/core/000_errors.ipynb #6c7983d1
+# %% ../../nbs/core/000_errors.ipynb #56c0fb90
 class MissingPathError(FlameVisionError, FileNotFoundError):
     "A file or folder that is not there."
 
-# %% ../../nbs/core/000_errors.ipynb #32f1d6cc
+# %% ../../nbs/core/000_errors.ipynb #a2201d7c
+class TrainingError(FlameVisionError, RuntimeError):
+    "A training that cannot go on: its loss is no number any more."
+
+# %% ../../nbs/core/000_errors.ipynb #560f1b2d
+class StoppedError(FlameVisionError, RuntimeError):
+    "A training that somebody stopped."
+    code = 130  # exit code of the process: 130 for Ctrl-C, 143 for SIGTERM
+
+# %% ../../nbs/core/000_errors.ipynb #18e27c6c
 class UnknownNameError(FlameVisionError, KeyError):
     "A name that a catalogue does not know."
     def __str__(self): return str(self.args[0]) if self.args else ""
 
-# %% ../../nbs/core/000_errors.ipynb #710a7879
+# %% ../../nbs/core/000_errors.ipynb #f3418db7
 class UnknownArgumentError(FlameVisionError, TypeError):
     "An argument that a constructor does not have."
 
-# %% ../../nbs/core/000_errors.ipynb #7b4c0823
+# %% ../../nbs/core/000_errors.ipynb #bfa17b25
 class RegistryError(FlameVisionError, ValueError):
     "A registry that cannot do what was asked."
 
-# %% ../../nbs/core/000_errors.ipynb #a0e80ffa
+# %% ../../nbs/core/000_errors.ipynb #8d289613
 class VersionNotFoundError(RegistryError, KeyError):
     "A model or version that the registry does not hold."
     def __str__(self): return str(self.args[0]) if self.args else ""
 
-# %% ../../nbs/core/000_errors.ipynb #7184a927
+# %% ../../nbs/core/000_errors.ipynb #f5be720a
 class VersionExistsError(RegistryError, FileExistsError):
     "A version that is registered already: versions never change."
 
-# %% ../../nbs/core/000_errors.ipynb #73036a3d
+# %% ../../nbs/core/000_errors.ipynb #fef32165
 class TamperedError(RegistryError):
     "A registered file whose digest is not the one in its manifest."
 
-# %% ../../nbs/core/000_errors.ipynb #3f4c3f6b
+# %% ../../nbs/core/000_errors.ipynb #d6fa3a4c
 class MissingExtraError(FlameVisionError, ImportError):
     "An optional library that is not installed."
 
-# %% ../../nbs/core/000_errors.ipynb #6a492dd8
+# %% ../../nbs/core/000_errors.ipynb #eec211b5
 def require(
     module: str, # Module to import, `"onnx"` or `"ray.train"`
     extra: str,  # The extra of `flame-vision` that brings it

@@ -112,7 +112,7 @@ def seeded_loader(
     if training: data = EpochSeeded(data, seed)
     def generator(): return torch.Generator().manual_seed(seed)
     sampler = RandomSampler(data, generator=generator()) if training else None  # one of its own: workers draw from the loader's
-    return EpochLoader(data, batch_size, sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0,
+    return EpochLoader(data, batch_size=batch_size, sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0,
         pin_memory=pin_memory, worker_init_fn=seed_worker, generator=generator(),
         drop_last=training and len(data) > 1 and len(data) % batch_size == 1)
 
@@ -140,6 +140,7 @@ def normalization_of(
 class ImageDataModule(Configurable, LightningDataModule):
     "Base of the data modules. A subclass sets `datasets`, `class_names`, the transforms and `picture_shapes`."
     catalogue = DATASETS
+    held_out = True                                         # Whether the test pictures are others than those of validation
     class_names: tuple[str, ...]                            # Of the labels, in order
     picture_shapes: Sequence[Sequence[int]]                 # Of pictures as they may come, before the transforms
     datasets: dict[str, Any]                                # Split → labelled pictures with a `transform` attribute
@@ -152,6 +153,7 @@ class ImageDataModule(Configurable, LightningDataModule):
     ):
         super().__init__()
         if not isinstance(batch_size, int) or batch_size < 1: raise ConfigError(f"batch_size is a positive int, got {batch_size!r}")
+        if num_workers is not None and num_workers < 0: raise ConfigError(f"num_workers is 0 or more, got {num_workers}")
         self.batch_size, self.seed = batch_size, seed
         self.num_workers = min(usable_cpus(), 8) if num_workers is None else num_workers
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
@@ -264,6 +266,7 @@ class ImageFolderDataModule(ImageDataModule):
         super().__init__(batch_size, num_workers, seed, pin_memory)
         self.report = settle(scan_folder(root, verify), on_error)
         self.datasets = {s: ImageFolder(root, s, None, fractions, seed, mode=mode, report=self.report) for s in SPLITS}
+        self.held_out = self.datasets["test"].files != self.datasets["val"].files
         self.class_names, channels = self.report.class_names, len(PIL.Image.new(mode, (1, 1)).getbands())
         self.picture_shapes = [[channels, 480, 640], [channels, 301, 199]]
         self.use_transforms(train_transforms or training_transforms(image_size, mean, std),

@@ -133,7 +133,8 @@ class FolderReport:
         return "; ".join(map(str, self.problems[:most])) + (f"; and {more} more" if more > 0 else "")
 
     def __str__(self) -> str:
-        lines = [f"{len(self.files)} pictures in {len(self.class_names)} classes, {len(self.problems)} problems"]
+        count = len(self.problems)
+        lines = [f"{len(self.files)} pictures in {len(self.class_names)} classes, {count} problem{'s' * (count != 1)}"]
         lines += [f"  {name}: {count}" for name, count in self.counts.items()]
         return "\n".join(lines + [f"  ! {problem}" for problem in self.problems])
 
@@ -261,7 +262,7 @@ class ImageFolder(Dataset):
         self.root, self.split, self.transform, self.mode = self.report.root, check_split(split), transform, mode
         self.class_names = self.report.class_names
         rows = split_rows(self.report, fractions, seed)[split]
-        if not rows: raise DataError(f"{self.root!r}: no picture is left for the split {split!r} of {len(self.report.files)}")
+        if not rows: raise DataError(f"{self.root!r}: {len(self.report.files)} pictures leave none for {split!r}; give each class at least 3, or make train/, val/ and test/ folders")
         self.files, self.targets = [self.report.files[i][0] for i in rows], np.array([self.report.files[i][1] for i in rows])
 
     def __len__(self) -> int: return len(self.files)

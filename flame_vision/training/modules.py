@@ -42,7 +42,7 @@ def parameter_groups(
     return [{"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0}]
 
-# %% ../../nbs/training/700_modules.ipynb #39c95f6e
+# %% ../../nbs/training/700_modules.ipynb #bd41846e
 class ClassificationModule(LightningModule):
     "Trains any model that maps images to class scores."
     def __init__(self,
@@ -62,6 +62,9 @@ class ClassificationModule(LightningModule):
         accuracy = accuracies(num_classes)
         self.train_metrics, self.val_metrics, self.test_metrics = (accuracy.clone(prefix=f"{split}/") for split in ("train", "val", "test"))
         self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.tested: list[tuple[Tensor, Tensor]] = []  # scores and labels of the last test, batch by batch
+
+    def on_test_start(self) -> None: self.tested = []
 
     def forward(self,
         images: Float[Tensor, "b c h w"],   # A batch of images
@@ -75,9 +78,11 @@ class ClassificationModule(LightningModule):
         smoothing = self.hparams.label_smoothing if split == "train" else 0.0
         loss = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
         metrics.update(scores.detach().float(), labels)
-        self.log(f"{split}/loss", loss, on_step=split == "train", on_epoch=split != "train", prog_bar=True, batch_size=len(labels))
+        self.log(f"{split}/loss", loss, on_step=split == "train", on_epoch=True, prog_bar=True, batch_size=len(labels))
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
-        if split == "test": self.confusion.update(scores.float(), labels)
+        if split == "test":
+            self.confusion.update(scores.float(), labels)
+            self.tested.append((scores.float().cpu(), labels.cpu()))
         return loss
 
     def training_step(self, batch: Any, index: int) -> Tensor: return self.step(batch, "train", self.train_metrics)

@@ -10,6 +10,7 @@ import fnmatch
 import os
 from builtins import list as List  # in the class of a registry, `list` is its own method
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 import torch
@@ -167,6 +168,14 @@ class ModelRegistry(RegistryLoader):
             entries = {file: sync_file(draft / file) for file in (WEIGHTS, *extra)}
             manifest = commit_version(draft, manifest.model_copy(update={"files": entries}), auto)
         return ModelVersion(name, manifest.version, folder / manifest.version, manifest)
+
+    def check_ready(self, name: str) -> None:
+        "Make sure that a version could be registered under a name. Raises: RegistryError for a name that cannot be, or a folder that cannot be written."
+        folder = self.folder_for(name)
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
+        with draft_folder(folder): pass
+        for path in made:
+            with suppress(OSError): path.rmdir()  # another writer may be in it by now
 
     def folder_for(self, name: str) -> Path:
         "Where a model's versions go. Raises: RegistryError for a name that cannot be, or that differs from another in case alone."
