@@ -7,7 +7,7 @@ __all__ = ['ACCURACIES', 'COMMANDS', 'POSITIONAL', 'USAGE', 'result_lines', 'dem
            'predict', 'summary', 'find_model', 'models', 'comments', 'command_parser', 'one_line', 'plain_words',
            'parse', 'run', 'main']
 
-# %% ../nbs/960_cli.ipynb #d5501284
+# %% ../nbs/960_cli.ipynb #81fbd01e
 import fnmatch
 import inspect
 import json as jsonlib
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from flame_vision.data import ImageFolderDataModule
     from flame_vision.training import FitResult
 
-# %% ../nbs/960_cli.ipynb #678e9309
+# %% ../nbs/960_cli.ipynb #24a64de7
 ACCURACIES = {"train": "train/accuracy", "validation": "val/accuracy", "test": "test/accuracy"}
 
-# %% ../nbs/960_cli.ipynb #44abe6e7
+# %% ../nbs/960_cli.ipynb #ae0946fb
 def result_lines(
     result: "FitResult",    # What a training gave
     registry: str | None,   # Folder of the registry, where it is not the user's own
@@ -49,7 +49,7 @@ def result_lines(
     return ["", *lines, "", "from flame_vision.versioning import ModelRegistry",
             f"model = ModelRegistry({root}).load({result.version.name!r}, {result.version.version!r})", ""]
 
-# %% ../nbs/960_cli.ipynb #53a4efb5
+# %% ../nbs/960_cli.ipynb #6e588e7b
 def demo(
     epochs: int = 12,                   # Passes over the training images
     backbone: str = "resnet18",         # Name of the backbone
@@ -70,7 +70,7 @@ def demo(
                  registry=registry, progress=progress, accelerator=accelerator)
     print("\n".join(result_lines(result, registry)))
 
-# %% ../nbs/960_cli.ipynb #06aaef39
+# %% ../nbs/960_cli.ipynb #921ebdec
 def fit(
     data: str,                                      # Folder of pictures: FOLDER/<class>/*.jpg, or FOLDER/{train,val,test}/<class>/*.jpg
     backbone: str = "resnet50",                     # Name of the backbone
@@ -105,7 +105,7 @@ def fit(
                    project, progress, prove, precision=precision, accelerator=accelerator, devices=devices, **(trainer or {}))
     if result.version: print("\n".join(result_lines(result, registry)))
 
-# %% ../nbs/960_cli.ipynb #a8375acc
+# %% ../nbs/960_cli.ipynb #47a6d865
 def pretrained_model(
     backbone: str,                  # Name of the backbone
     pretrained: bool | str,         # True, or a tag, file or hub repository
@@ -123,14 +123,14 @@ def pretrained_model(
                                         classification_transforms(size, origin.mean, origin.std, origin.crop_pct, origin.interpolation))
     return model
 
-# %% ../nbs/960_cli.ipynb #b33ce973
+# %% ../nbs/960_cli.ipynb #8fa6b364
 def registry_name(
     folder: str, # Folder of pictures
 ) -> str:        # Its name, in the letters that a registry takes
     "A name to register a model by, from the folder that it was trained on."
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(folder).resolve().name).strip("-._")[:80] or "classifier"
 
-# %% ../nbs/960_cli.ipynb #a3c275a7
+# %% ../nbs/960_cli.ipynb #d9f179eb
 def predict(
     model: str,                     # Registered name, or NAME@VERSION
     images: list[str],              # Pictures
@@ -148,7 +148,7 @@ def predict(
     width = max(map(len, images))
     for image, classes in zip(images, best): print(f"{image:<{width}}  " + "  ".join(f"{n} {s:.1%}" for n, s in classes))
 
-# %% ../nbs/960_cli.ipynb #1cb4ed97
+# %% ../nbs/960_cli.ipynb #8beef20a
 def summary(
     model: str,                                     # Name of an architecture, or a registered NAME@VERSION
     shape: list[int] | None = None,                 # Input shape; 1 × 3 × 224 × 224, or what was registered
@@ -162,7 +162,7 @@ def summary(
     counted = count(net, shape or known, depth=depth)
     print(jsonlib.dumps(counted.to_dict(), indent=1) if json else counted)
 
-# %% ../nbs/960_cli.ipynb #3b916f6a
+# %% ../nbs/960_cli.ipynb #16db6e64
 def find_model(
     name: str,            # Name of an architecture, or a registered NAME@VERSION
     registry: str | None, # Folder of the registry
@@ -179,7 +179,7 @@ def find_model(
         return net, net.version.manifest.input_shape or [1, 3, 224, 224]
     raise UnknownNameError(f"no model is called {name!r}; {did_you_mean(name, [*list_models(), *store])}")
 
-# %% ../nbs/960_cli.ipynb #609ff438
+# %% ../nbs/960_cli.ipynb #071587d8
 def models(
     pattern: str = "*", # Shell pattern, such as "resne*"
     json: bool = False, # Print JSON instead of a table
@@ -195,7 +195,7 @@ def models(
     print(f"{'model':<20}{'parameters':>12}{'MACs':>12}")
     for name, c in costs.items(): print(f"{name:<20}{human(c.parameters):>12}{human(c.macs):>12}")
 
-# %% ../nbs/960_cli.ipynb #51fe66c8
+# %% ../nbs/960_cli.ipynb #1fc9a342
 def comments(
     function: Callable[..., Any], # A function in this style
 ) -> dict[str, str]:              # Comment of each parameter
@@ -204,17 +204,17 @@ def comments(
     found = (re.match(r"\s+(\w+):.*?# (.+)$", line) for line in lines)
     return {m[1]: m[2].replace("`", "") for m in found if m and m[1] in inspect.signature(function).parameters}
 
-# %% ../nbs/960_cli.ipynb #51a4726c
+# %% ../nbs/960_cli.ipynb #9326f08c
 COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "fit": fit, "predict": predict, "summary": summary, "models": models}
 
-# %% ../nbs/960_cli.ipynb #aa505058
+# %% ../nbs/960_cli.ipynb #d78121cf
 POSITIONAL: dict[str, dict[str, dict[str, Any]]] = {
     "predict": {"model": {}, "images": {"nargs": "+"}},
     "summary": {"model": {}},
     "models": {"pattern": {"nargs": "?", "default": "*"}},
 }
 
-# %% ../nbs/960_cli.ipynb #abcbaf54
+# %% ../nbs/960_cli.ipynb #0fb972db
 def command_parser(
     name: str, # One of `COMMANDS`
 ) -> jsonargparse.ArgumentParser:
@@ -231,14 +231,14 @@ def command_parser(
         if action.dest in help_of: action.help = help_of[action.dest] + ("" if action.default is None else " (default: %(default)s)")
     return parser
 
-# %% ../nbs/960_cli.ipynb #0efcb27b
+# %% ../nbs/960_cli.ipynb #0343a030
 def one_line(
     error: BaseException | Warning | str, # What went wrong
 ) -> str:
     "An error's message in one line."
     return " ".join(str(error).split()) or type(error).__name__
 
-# %% ../nbs/960_cli.ipynb #faee9f89
+# %% ../nbs/960_cli.ipynb #37c76109
 def plain_words(
     message: str, # jsonargparse's message
 ) -> str:
@@ -246,13 +246,14 @@ def plain_words(
     message = re.sub(r'Parser key "(\w+)": ?', r"--\1: ", message)
     return re.sub(r"<class '(\w+)'>", r"\1", message).replace("Expected", "expected").replace(" a int", " an int")
 
-# %% ../nbs/960_cli.ipynb #679df7ad
+# %% ../nbs/960_cli.ipynb #78c630fc
 def parse(
     parser: jsonargparse.ArgumentParser, # Options of a command
     words: Sequence[str],                # What the user typed behind the command
 ) -> dict[str, Any]:
     "Read a command's options. Raises: UnknownArgumentError with near misses; ConfigError for a wrong value."
     try: options = parser.parse_args(list(words)).as_dict()
+    except UnicodeDecodeError as e: raise ConfigError(f"the file given as --config is no YAML: {one_line(e)}") from e
     except jsonargparse.ArgumentError as e:
         unknown = re.search(r"unrecognized arguments: (\S+)", str(e))
         if not unknown: raise ConfigError(plain_words(one_line(e))) from e
@@ -261,7 +262,7 @@ def parse(
     options.pop("config", None)
     return options
 
-# %% ../nbs/960_cli.ipynb #864d8963
+# %% ../nbs/960_cli.ipynb #7823afbc
 USAGE = """flame-vision: compose, train, version and ship vision models
 
   flame-vision demo                          train a digit classifier from nothing, and prove it
@@ -272,7 +273,7 @@ USAGE = """flame-vision: compose, train, version and ship vision models
 
 Each has --help. --debug shows tracebacks, --version the version."""
 
-# %% ../nbs/960_cli.ipynb #32db05a7
+# %% ../nbs/960_cli.ipynb #3282eda0
 def run(
     words: list[str], # What the user typed, less the program's name and `--debug`
 ) -> None:
@@ -282,7 +283,7 @@ def run(
     if words[0] not in COMMANDS: raise UnknownNameError(f"no command is called {words[0]!r}; {did_you_mean(words[0], COMMANDS)}")
     COMMANDS[words[0]](**parse(command_parser(words[0]), words[1:]))
 
-# %% ../nbs/960_cli.ipynb #e1f0a276
+# %% ../nbs/960_cli.ipynb #7f7b6e54
 def main(
     argv: Sequence[str] | None = None, # Words of the command line; the process's own by default
 ) -> int: # 0; 1 for what cannot be done, 2 for what was not understood, 130 for Ctrl-C, 143 for SIGTERM

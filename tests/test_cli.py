@@ -148,7 +148,7 @@ def test_broken_files_can_be_skipped(tmp_path, capsys):
     (["fit", "--data={pictures}", "--seed=-1"], "a seed lies between"),
     (["fit", "--data={pictures}", "--project=a/b"], "a W&B project"),
     (["fit", "--data={pictures}", "--trainer.gradient_clip=1"], "gradient_clip"),
-    (["fit", "--config={cut}"], "cut.pt"),
+    (["fit", "--config={cut}"], "--config is no YAML"),
     (["summary", "classifier"], "backbone"),
     (["models", ""], "no model matches"),
     (["fit", "--data={pictures}", "--epochs=0"], "epochs must be at least 1"),

@@ -153,6 +153,7 @@ class ImageDataModule(Configurable, LightningDataModule):
     ):
         super().__init__()
         if not isinstance(batch_size, int) or batch_size < 1: raise ConfigError(f"batch_size is a positive int, got {batch_size!r}")
+        if not 0 <= seed < 2**32: raise ConfigError(f"a seed lies between 0 and 2**32 - 1, got {seed}")
         if num_workers is not None and num_workers < 0: raise ConfigError(f"num_workers is 0 or more, got {num_workers}")
         self.batch_size, self.seed = batch_size, seed
         self.num_workers = min(usable_cpus(), 8) if num_workers is None else num_workers

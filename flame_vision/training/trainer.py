@@ -7,7 +7,7 @@ __all__ = ['check_fit', 'check_job', 'Speed', 'BestCheckpoint', 'ProgressBar', '
            'stack_figures', 'score_file', 'prove_reload', 'sample_images', 'FitResult', 'new_run_dir', 'fit', 'Job',
            'model_record', 'writable']
 
-# %% ../../nbs/training/720_trainer.ipynb #0c5002d0
+# %% ../../nbs/training/720_trainer.ipynb #6a623c1e
 import json
 import logging
 import math
@@ -44,7 +44,7 @@ from ..versioning.checkpoint import load_checkpoint, save_checkpoint
 from ..versioning.registry import ModelRegistry
 from ..versioning.versions import ModelVersion, with_facts
 
-# %% ../../nbs/training/720_trainer.ipynb #081ae67c
+# %% ../../nbs/training/720_trainer.ipynb #2afbecdb
 def check_fit(
     model: nn.Module,       # Model to train
     data: ImageDataModule,  # Data to train it on
@@ -57,7 +57,7 @@ def check_fit(
         raise ConfigError(f"the data has {data.num_classes} classes, the model gives {found[1]} scores; build it with num_classes={data.num_classes}")
     raise ShapeError(f"a classifier gives [batch, {data.num_classes}], this model gives {found} for images of {data.train_shape}; it may lack a head")
 
-# %% ../../nbs/training/720_trainer.ipynb #808ee323
+# %% ../../nbs/training/720_trainer.ipynb #a6ffb6aa
 def check_job(
     epochs: int,                # Passes over the training images
     seed: int,                  # Seed of weights, order and augmentation
@@ -74,7 +74,7 @@ def check_job(
     try: Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     except Exception as e: raise ConfigError(f"Lightning's Trainer refuses its arguments: {first_line(e)}") from e
 
-# %% ../../nbs/training/720_trainer.ipynb #7b4bcab4
+# %% ../../nbs/training/720_trainer.ipynb #350aa53c
 class Speed(Callback):
     "Measures images per second of training, without validation, over all processes."
     def __init__(self): self.images, self.seconds, self.start = 0, 0.0, 0.0
@@ -94,7 +94,7 @@ class Speed(Callback):
         "Images that were trained on in a second."
         return self.images / self.seconds if self.seconds else 0.0
 
-# %% ../../nbs/training/720_trainer.ipynb #7305f77e
+# %% ../../nbs/training/720_trainer.ipynb #8534e711
 class BestCheckpoint(Callback):
     "Keeps the weights of the best validation so far, as a checkpoint that `load_checkpoint` reads."
     def __init__(self,
@@ -114,27 +114,28 @@ class BestCheckpoint(Callback):
         save_checkpoint(model=pl_module.model, optimizer=trainer.optimizers[0], epoch=trainer.current_epoch, path=self.path,
                         metrics=metrics, class_names=pl_module.class_names)
 
-# %% ../../nbs/training/720_trainer.ipynb #98ff18bf
+# %% ../../nbs/training/720_trainer.ipynb #4103e368
 class ProgressBar(RichProgressBar):
     "Lightning's rich progress bar, with accuracy and loss only."
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
         return {k.removesuffix("_step"): v for k, v in shown.items() if k in ("train/loss_step", "val/loss", "val/accuracy")}
 
-# %% ../../nbs/training/720_trainer.ipynb #3e2412ef
+# %% ../../nbs/training/720_trainer.ipynb #ad88f604
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     "Silence Lightning's hints, not its errors."
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in logs]
+    for log in logs: log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(lightning|torchmetrics)\b")
             yield
-    finally: log.setLevel(level)
+    finally:
+        for log, level in zip(logs, levels): log.setLevel(level)
 
-# %% ../../nbs/training/720_trainer.ipynb #09bbe99e
+# %% ../../nbs/training/720_trainer.ipynb #00016932
 @contextmanager
 def stoppable(
     best: Path, # Checkpoint of the best weights so far
@@ -148,7 +149,7 @@ def stoppable(
         stopped.code = 143 if type(e).__name__ == "SIGTERMException" else 130
         raise stopped from None
 
-# %% ../../nbs/training/720_trainer.ipynb #8d5f3878
+# %% ../../nbs/training/720_trainer.ipynb #694cdd0e
 def draw_results(
     scores: Tensor,                 # The model's scores on the test images (n, classes)
     labels: Tensor,                 # Their classes (n)
@@ -167,7 +168,7 @@ def draw_results(
     stack_figures(list(figures.values())).save(path)
     return figures
 
-# %% ../../nbs/training/720_trainer.ipynb #6e4088c3
+# %% ../../nbs/training/720_trainer.ipynb #dc73f1da
 def stack_figures(
     figures: list[Any], # Matplotlib figures
 ) -> Any:               # A PIL image
@@ -182,7 +183,7 @@ def stack_figures(
         top += page.height
     return whole
 
-# %% ../../nbs/training/720_trainer.ipynb #5e335497
+# %% ../../nbs/training/720_trainer.ipynb #9dfe1a09
 def score_file(
     root: str,      # Folder of the registry
     name: str,      # Model
@@ -196,7 +197,7 @@ def score_file(
     model = ModelRegistry(root).load(name, version)
     with torch.inference_mode(): save_file({"scores": torch.cat([model(x) for x in load_file(images)["images"].split(64)])}, scores)
 
-# %% ../../nbs/training/720_trainer.ipynb #5d739eba
+# %% ../../nbs/training/720_trainer.ipynb #030ead9c
 def prove_reload(
     version: ModelVersion,      # What was registered
     model: nn.Module,           # The model that was registered
@@ -216,7 +217,7 @@ def prove_reload(
     if not torch.equal(scores, expected): raise RegistryError(f"{version} gives other scores after loading, by up to {(scores - expected).abs().max():.2e}")
     return scores.numel()
 
-# %% ../../nbs/training/720_trainer.ipynb #aa853f0d
+# %% ../../nbs/training/720_trainer.ipynb #561c5aa2
 def sample_images(
     data: ImageDataModule,  # Data with a test set
     count: int = 64,        # Images at most
@@ -224,7 +225,7 @@ def sample_images(
     "The first test images."
     return torch.stack([data.datasets["test"][i][0] for i in range(min(count, len(data.datasets["test"])))])
 
-# %% ../../nbs/training/720_trainer.ipynb #2e9ff44b
+# %% ../../nbs/training/720_trainer.ipynb #b4221c69
 @dataclass
 class FitResult:
     "What a training gave. Where several processes trained, only the first has a version, a picture and a record."
@@ -238,7 +239,7 @@ class FitResult:
     wandb_dir: Path | None = None           # W&B's folder of the run
     proved: int = 0                         # Scores that a new process gave again, bit for bit
 
-# %% ../../nbs/training/720_trainer.ipynb #32911ce3
+# %% ../../nbs/training/720_trainer.ipynb #5de00ae6
 def new_run_dir(
     runs: str | os.PathLike, # Folder of all runs
     name: str,               # What is trained
@@ -255,7 +256,7 @@ def new_run_dir(
     os.environ["FLAME_VISION_RUN_DIR"] = str(path)
     return path
 
-# %% ../../nbs/training/720_trainer.ipynb #92f72f5c
+# %% ../../nbs/training/720_trainer.ipynb #d9d55f68
 def fit(
     data: ImageDataModule,                              # Labelled images
     model: nn.Module | PartConfig | Mapping | str,      # A model, or its configuration or name; made after seeding, for the data's classes
@@ -290,7 +291,7 @@ def fit(
         job = Job(module, data, name, new_run_dir(runs, name), registry, project, seed, {"max_epochs": epochs, **trainer})
         return job.run(progress, prove)
 
-# %% ../../nbs/training/720_trainer.ipynb #a1c46754
+# %% ../../nbs/training/720_trainer.ipynb #dff8cc0f
 @dataclass
 class Job:
     "One training run, from its record to its registered version."
@@ -330,6 +331,7 @@ class Job:
         trainer.strategy.barrier()
         load_checkpoint(path=self.best.path, model=self.module.model)
         with stoppable(self.best.path): tested = trainer.test(self.module, dataloaders=self.data.test_dataloader(), verbose=False)[0]
+        self.confusion = self.module.confusion.compute().cpu()  # all processes take part
         if not self.data.held_out: tested = {}
         metrics = {k: round(v, 6) for k, v in {**self.best.metrics, **tested}.items() if not k.endswith(("_step", "_epoch"))}
         metrics["images_per_second"] = round(self.speed.images_per_second, 1)
@@ -339,7 +341,7 @@ class Job:
         "Draw, register, prove, and write down how it ended."
         result.picture, result.wandb_dir = self.run_dir / "results.png", run_folder(self.loggers)
         scores, labels = (torch.cat(part) for part in zip(*self.module.tested))
-        figures = draw_results(scores, labels, self.module.confusion.compute().cpu(), self.data, result.picture, trainer.world_size)
+        figures = draw_results(scores, labels, self.confusion, self.data, result.picture, trainer.world_size)
         for key, figure in figures.items(): log_figure(self.loggers, f"test/{key}", figure)
         model = result.model.cpu().eval()
         version = result.version = self.registry.register(self.name, model=model, metrics=result.metrics, class_names=list(self.data.class_names),
@@ -351,7 +353,7 @@ class Job:
         (self.run_dir / "result.json").write_text(json.dumps(ended, indent=1), encoding="utf-8")
         if prove and version.manifest.module is None: result.proved = prove_reload(version, model, sample_images(self.data))
 
-# %% ../../nbs/training/720_trainer.ipynb #11d69fa2
+# %% ../../nbs/training/720_trainer.ipynb #c129a9fc
 def model_record(
     model: nn.Module, # Model of a run
 ) -> Any:
@@ -359,7 +361,7 @@ def model_record(
     try: return model.config.model_dump()
     except (AttributeError, ConfigError): return type(model).__name__
 
-# %% ../../nbs/training/720_trainer.ipynb #305157bf
+# %% ../../nbs/training/720_trainer.ipynb #e497df69
 def writable(
     options: Mapping[str, Any], # Arguments of a trainer
 ) -> dict[str, Any]:
