@@ -42,7 +42,8 @@ QUICK = ["--backbone=resnet18", "--epochs=3", "--image_size=32", "--batch_size=8
 def trained(pictures, tmp_path_factory):
     "The main job, run once: a folder in, a registered model out."
     root = tmp_path_factory.mktemp("trained")
-    assert main(["fit", f"--data={pictures}", f"--registry={root / 'registry'}", f"--runs={root / 'runs'}", "--name=textures", *QUICK, "--prove"]) == 0
+    words = ["fit", f"--data={pictures}", f"--registry={root / 'registry'}", f"--runs={root / 'runs'}", "--name=textures"]
+    assert main([*words, *QUICK, "--prove"]) == 0
     return root
 
 
@@ -189,14 +190,16 @@ def test_a_registered_file_cut_in_half_is_not_loaded(trained, pictures, tmp_path
 def test_options_from_a_file(trained, pictures, tmp_path):
     (tmp_path / "fit.yaml").write_text(f"data: {pictures}\nbackbone: resnet18\nepochs: 1\nimage_size: 32\nworkers: 0\naccelerator: cpu\n"
                                        "progress: false\nprove: false\ntrainer:\n  gradient_clip_val: 1.0\n")
-    assert main(["fit", f"--config={tmp_path / 'fit.yaml'}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}", "--name=filed"]) == 0
+    words = ["fit", f"--config={tmp_path / 'fit.yaml'}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}"]
+    assert main([*words, "--name=filed"]) == 0
     assert "gradient_clip_val: 1.0" in (next((tmp_path / "runs").iterdir()) / "hparams.yaml").read_text()
 
 
 def test_a_folder_without_test_pictures_reports_no_test(pictures, tmp_path, capsys):
     import shutil
     for split in ("train", "val"): shutil.copytree(pictures, tmp_path / "data" / split)
-    assert main(["fit", f"--data={tmp_path / 'data'}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}", *QUICK, "--epochs=1"]) == 0
+    words = ["fit", f"--data={tmp_path / 'data'}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}"]
+    assert main([*words, *QUICK, "--epochs=1"]) == 0
     assert "test accuracy        none" in capsys.readouterr().out
     assert not any(k.startswith("test/") for k in ModelRegistry(tmp_path / "registry").get("data").metrics)
 
