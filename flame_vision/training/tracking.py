@@ -6,7 +6,7 @@
 __all__ = ['wandb_mode', 'create_loggers', 'check_project', 'start_wandb', 'wandb_logger', 'run_folder', 'log_config',
            'log_figure', 'log_facts', 'finish']
 
-# %% ../../nbs/training/710_tracking.ipynb #944a989a
+# %% ../../nbs/training/710_tracking.ipynb #45d14d6b
 import netrc
 import os
 import warnings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
     from matplotlib.figure import Figure
 
-# %% ../../nbs/training/710_tracking.ipynb #45b2931f
+# %% ../../nbs/training/710_tracking.ipynb #db457504
 def wandb_mode() -> str: # `"online"`, `"offline"` or `"disabled"`
     "What W&B is to do: what `WANDB_MODE` says, else online for a user who is logged in, else offline."
     mode = os.environ.get("WANDB_MODE", "").lower()
@@ -39,7 +39,7 @@ def wandb_mode() -> str: # `"online"`, `"offline"` or `"disabled"`
     except (netrc.NetrcParseError, OSError): known = False
     return "online" if known else "offline"
 
-# %% ../../nbs/training/710_tracking.ipynb #77a68ac0
+# %% ../../nbs/training/710_tracking.ipynb #e14497ad
 def create_loggers(
     run_dir: str | os.PathLike,         # Folder of the run; everything is written below it
     project: str = "flame-vision",      # W&B project
@@ -53,14 +53,14 @@ def create_loggers(
     loggers: list[Logger] = [CSVLogger(run_dir, name="", version="")]
     return loggers if mode == "disabled" else [*loggers, start_wandb(run_dir, project, name, tags, mode)]
 
-# %% ../../nbs/training/710_tracking.ipynb #7280c222
+# %% ../../nbs/training/710_tracking.ipynb #0ac75ed5
 def check_project(
     project: str, # W&B project
 ) -> None:
     "Make sure that W&B takes a project's name. Raises: ConfigError."
     if bad := sorted(set(project) & set("/\\#?%:")): raise ConfigError(f"a W&B project has none of / \\ # ? % : in its name, got {project!r} with {' '.join(bad)}")
 
-# %% ../../nbs/training/710_tracking.ipynb #d6c433b6
+# %% ../../nbs/training/710_tracking.ipynb #de070fe1
 def start_wandb(
     run_dir: Path,          # Folder of the run
     project: str,           # W&B project
@@ -75,7 +75,7 @@ def start_wandb(
     settings = wandb.Settings(silent=True, console="off", init_timeout=timeout)
     logger = WandbLogger(name, run_dir, offline=mode == "offline", project=project, tags=list(tags), settings=settings, mode=mode)
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B answers with a warning
-    try: logger.experiment  # noqa: B018: asking for it begins the run
+    try: _ = logger.experiment  # asking for it begins the run
     except wandb.Error as e:
         if mode == "offline": raise
         warnings.warn(f"W&B cannot be reached ({first_line(e)}); this run is recorded offline, for `wandb sync` later", stacklevel=2)
@@ -85,14 +85,14 @@ def start_wandb(
         else: os.environ["WANDB_MODE"] = before
     return logger
 
-# %% ../../nbs/training/710_tracking.ipynb #a7773617
+# %% ../../nbs/training/710_tracking.ipynb #0ae3ee14
 def wandb_logger(
     loggers: Sequence[Logger], # Loggers of a trainer
 ) -> "WandbLogger | None":
     "The W&B logger among them, if there is one, in the process that keeps the record."
     return None if rank_zero_only.rank else next((log for log in loggers if type(log).__name__ == "WandbLogger"), None)
 
-# %% ../../nbs/training/710_tracking.ipynb #eb5e7cc0
+# %% ../../nbs/training/710_tracking.ipynb #3770f7dc
 def run_folder(
     loggers: Sequence[Logger], # Loggers of a trainer
 ) -> Path | None:              # W&B's folder of this run, which `wandb sync` takes
@@ -100,7 +100,7 @@ def run_folder(
     logger = wandb_logger(loggers)
     return Path(logger.experiment.dir).parent if logger else None
 
-# %% ../../nbs/training/710_tracking.ipynb #5177ef8e
+# %% ../../nbs/training/710_tracking.ipynb #f0a85e31
 def log_config(
     loggers: Sequence[Logger],  # Loggers of a trainer
     config: Mapping[str, Any],  # What the run was started with, class names included
@@ -112,7 +112,7 @@ def log_config(
         if type(logger).__name__ == "WandbLogger": logger.experiment.config.update(values, allow_val_change=True)
         else: logger.log_hyperparams(values)
 
-# %% ../../nbs/training/710_tracking.ipynb #ca6fe762
+# %% ../../nbs/training/710_tracking.ipynb #2cfd0892
 def log_figure(
     loggers: Sequence[Logger],  # Loggers of a trainer
     key: str,                   # Name of the picture: `"test/predictions"`
@@ -122,7 +122,7 @@ def log_figure(
     logger = wandb_logger(loggers)
     if logger: logger.experiment.log({key: require("wandb", "all").Image(figure)})
 
-# %% ../../nbs/training/710_tracking.ipynb #b41f9cd5
+# %% ../../nbs/training/710_tracking.ipynb #82f9f178
 def log_facts(
     loggers: Sequence[Logger],  # Loggers of a trainer
     facts: Mapping[str, Any],   # Names and values: final metrics, the registered version, digests
@@ -131,7 +131,7 @@ def log_facts(
     logger = wandb_logger(loggers)
     if logger: logger.experiment.summary.update(plain(dict(facts)))
 
-# %% ../../nbs/training/710_tracking.ipynb #0791a943
+# %% ../../nbs/training/710_tracking.ipynb #4abddf2d
 def finish(
     loggers: Sequence[Logger],  # Loggers of a trainer
     failed: bool = False,       # Whether the run ended in an error
