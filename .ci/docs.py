@@ -37,15 +37,27 @@ def sidebar(notebooks: list[Path]) -> list:
     return contents
 
 
+def keep_unknown_annotations():
+    "Let a name that is imported under TYPE_CHECKING alone stand as it is written; nbdev would stop at it."
+    import inspect
+    evaluated = inspect.get_annotations
+
+    def get_annotations(obj, *, eval_str=False, **names):
+        try: return evaluated(obj, eval_str=eval_str, **names)
+        except NameError: return evaluated(obj, eval_str=False, **names)
+    inspect.get_annotations = get_annotations
+
+
 def process() -> list:
     "Write nbdev.yml and sidebar.yml, and the notebooks as nbdev shows them into _proc. Returns the sidebar."
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
+    keep_unknown_annotations()
     refresh_quarto_yml()
     contents = sidebar([p.relative_to(NBS) for p in NBS.rglob("*.ipynb") if not any(q[0] in "._" for q in p.relative_to(NBS).parts)])
     (NBS / "sidebar.yml").write_text(yaml.safe_dump({"website": {"sidebar": {"contents": contents}}}, sort_keys=False), encoding="utf-8")
     shutil.rmtree(PROC, ignore_errors=True)
-    proc_nbs(force=True, n_workers=2)
+    proc_nbs(force=True, n_workers=0)  # in this process: a worker would not know of `keep_unknown_annotations`
     if not list(PROC.rglob("*.ipynb")):
         sys.exit("docs: nbdev processed no page (it skips checkouts below a folder whose name starts with a dot)")
     return contents
