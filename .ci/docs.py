@@ -80,6 +80,8 @@ def plain(nb):
         for output in cell.outputs:
             if output.output_type in ("execute_result", "display_data"): output.setdefault("metadata", {})
             if output.output_type == "execute_result": output.execution_count = None
+            for kind, text in output.get("data", {}).items():  # attributes that only Quarto reads
+                if kind == "text/markdown": output.data[kind] = re.sub(r'\{target="_blank"[^}]*\}', "", "".join(text))
         directives = {re.sub(r"\s", "", line) for line in re.findall(r"^#\|(.*)$", cell.source, re.M)}
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
         cell.metadata["tags"] = ["no-input"] if "echo:false" in directives else []

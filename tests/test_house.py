@@ -37,7 +37,9 @@ def test_cells(nb):
 def test_opening(nb):
     first = nb.cells[0]
     assert first.kind == "markdown" and re.match(r"# \S.*\n+> \S", first.source), "begins with `# Name` and `> one-line promise`"
-    assert nb.cells[1].kind == "code" and "default_exp" in nb.cells[1].directives, "`#| default_exp` comes second"
+    assert re.fullmatch(r"# [^\n]+\n+> [^\n]+", first.source.strip()), "nbdev's pages lose what else the first cell says: give it a cell of its own"
+    opening = next((c for c in nb.cells[1:] if c.kind == "code"), first)
+    assert "default_exp" in opening.directives and opening in nb.cells[1:3], "`#| default_exp` comes next, after the reason why at most"
     prose = "\n".join(re.sub(r"^```.*?^```", "", c.source, flags=re.M | re.S) for c in nb.cells if c.kind == "markdown")
     assert len(re.findall(r"^# ", prose, re.M)) == 1, "one title"
 
