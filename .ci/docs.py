@@ -105,6 +105,7 @@ body {margin-left: 17rem !important} main {max-width: 56rem}
 nav {position: fixed; top: 0; left: 0; bottom: 0; width: 15rem; overflow: auto; padding: 1rem}
 nav {font: 13px/1.6 sans-serif; border-right: 1px solid #ddd}
 nav ul {list-style: none; padding-left: .8rem; margin: 0}
+.highlight pre {white-space: pre-wrap !important}
 @media (max-width: 60rem) {body {margin-left: 0 !important} nav {position: static; width: auto}}
 </style>"""
 
