@@ -19,6 +19,6 @@ if ! { new_enough .venv/bin/python && has_pip; }; then
 fi
 
 echo "setup: installing flame-vision[all,dev] into .venv (several GB with PyTorch, some minutes the first time)"
-.venv/bin/python -m pip install --disable-pip-version-check --quiet -e '.[all,dev]' ||
+.venv/bin/python -m pip install --disable-pip-version-check --quiet --config-settings editable_mode=compat -e '.[all,dev]' ||
     die "the installation failed, see pip's message above; the same command tries again"
 touch .venv/.installed
