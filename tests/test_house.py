@@ -31,6 +31,8 @@ def test_cells(nb):
     for i, cell in enumerate(nb.cells):
         errors = [o for o in cell.outputs if o["output_type"] == "error"]
         assert not errors, f"cell {i} shows a traceback: catch the error that it teaches"
+        shown = json.dumps([o.get("text") or o.get("data", {}).get("text/plain") for o in cell.outputs])
+        assert not re.search(r"/site-packages/|/home/|/root/|/tmp/", shown), f"cell {i} shows a path of the machine that it ran on"
 
 
 @each(PROJECT.numbered)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .errors import MissingPathError as MissingPathError
     from .errors import RegistryError as RegistryError
     from .errors import ShapeError as ShapeError
+    from .errors import StoppedError as StoppedError
     from .errors import TamperedError as TamperedError
+    from .errors import TrainingError as TrainingError
     from .errors import UnknownArgumentError as UnknownArgumentError
     from .errors import UnknownNameError as UnknownNameError
     from .errors import VersionExistsError as VersionExistsError

@@ -51,6 +51,7 @@ def create_loggers(
     run_dir, mode = Path(run_dir), wandb_mode()
     run_dir.mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CSVLogger(run_dir, name="", version="")]
+    _ = loggers[0].experiment  # asking for it begins the file, in a folder that is still empty
     return loggers if mode == "disabled" else [*loggers, start_wandb(run_dir, project, name, tags, mode)]
 
 # %% ../../nbs/training/710_tracking.ipynb #0ac75ed5
