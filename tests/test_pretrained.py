@@ -4,11 +4,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
 from loopback_hub import loopback_hub
+from PIL import Image
 from safetensors.torch import save, save_file
+
+from flame_vision.versioning import ModelRegistry
 
 REPO = "timm/resnet18.a1_in1k"  # where timm's own table says that its default weights are
 
@@ -67,11 +71,29 @@ def test_a_hub_that_cannot_be_reached(tmp_path):
     assert "go online once" in client(REFUSED, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
 
 
+def test_fine_tuning_prepares_pictures_as_the_weights_want_them(weights, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 120)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(6): Image.fromarray(rng.integers(low, low + 130, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+    code = f"""
+from flame_vision.cli import main
+code = main(["fit", "--data={tmp_path / 'data'}", "--backbone=resnet18", "--pretrained=true", "--image_size=32", "--epochs=1", "--batch_size=4",
+             "--workers=0", "--accelerator=cpu", "--no_progress", "--no_prove", "--registry={tmp_path / 'registry'}", "--runs={tmp_path / 'runs'}"])
+print(json.dumps(code))
+"""
+    with loopback_hub({REPO: save(weights.state_dict())}) as (address, _): assert client(code, tmp_path, HF_ENDPOINT=address) == 0
+    found = ModelRegistry(tmp_path / "registry").get("data").manifest
+    steps = {step.name: step.arguments for step in found.preprocessing}
+    assert found.provenance["source"] == REPO and found.provenance["license"] == "apache-2.0"
+    assert (steps["resize"]["size"], steps["resize"]["interpolation"]) == (int(32 / 0.95), "bicubic"), "timm's crop of these weights is 0.95"
+
+
 def test_a_file_and_another_number_of_classes(weights, tmp_path):
     from flame_vision.models import create_model, resnet18
     path = tmp_path / "weights.safetensors"
     save_file(weights.state_dict(), path)
-    model = resnet18(num_classes=7, pretrained=str(path))
+    with pytest.warns(UserWarning, match="has other classes"): model = resnet18(num_classes=7, pretrained=str(path))
     assert torch.equal(model.backbone.stem.conv.weight, weights.conv1.weight)
     assert model.get_output_shape([1, 3, 64, 64]) == [1, 7] and model.provenance.source == "weights.safetensors"
     parts = create_model(backbone="resnet18", head="classifier", num_classes=3, pretrained=str(path))
