@@ -1,0 +1,68 @@
+"Shape inference on models that others wrote, from many threads, and on what compilers make of ours."
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import timm
+import torch
+
+from flame_vision.core import get_output_shape
+from flame_vision.models import resnet18
+
+
+def shape_of(output): return [shape_of(o) for o in output] if isinstance(output, (list, tuple)) else list(output.shape)
+
+
+@pytest.mark.parametrize("name, options, size", [
+    ("mobilenetv3_small_050", {}, (97, 65)),
+    ("convnext_atto", {"features_only": True}, (96, 64)),
+    ("vit_tiny_patch16_224", {"dynamic_img_size": True}, (64, 96)),
+    ("swin_tiny_patch4_window7_224", {"num_classes": 3, "embed_dim": 24}, (224, 224)),
+])
+def test_equals_what_timms_models_give(name, options, size):
+    model = timm.create_model(name, **options).eval()
+    with torch.inference_mode(): real = model(torch.zeros(1, 3, *size))
+    assert get_output_shape(model, [1, 3, *size]) == shape_of(real)
+
+
+def test_a_forward_that_reads_values():
+    "transformers' DETR, which measures its masks."
+    transformers = pytest.importorskip("transformers")
+    trunk = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"])
+    halves = dict(encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16)
+    config = transformers.DetrConfig(use_timm_backbone=False, backbone_config=trunk, d_model=16, num_queries=5, **halves)
+    model = transformers.DetrForObjectDetection(config).eval()
+    with torch.inference_mode(): real = model(torch.zeros(1, 3, 64, 96))
+    asked = get_output_shape(model, [1, 3, 64, 96])
+    assert asked["logits"] == list(real.logits.shape) and asked["pred_boxes"] == list(real.pred_boxes.shape)
+
+
+def test_sixteen_threads_ask_while_the_model_is_used():
+    model, x = resnet18(num_classes=3).eval(), torch.randn(1, 3, 64, 64)
+    before, expected = {k: v.clone() for k, v in model.state_dict().items()}, model(x)
+
+    def ask(i):
+        if i % 4 == 0:
+            with torch.inference_mode(): return torch.equal(model(x), expected)
+        return model.backbone.get_output_shape([1, 3, 32 * i, 64])[4] == [1, 512, i, 2] and model.get_output_shape([i, 3, 64, 64]) == [i, 3]
+    with ThreadPoolExecutor(16) as pool: assert all(pool.map(ask, list(range(1, 17)) * 4))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()) and not model.training
+
+
+def test_compiled_and_exported_without_a_break():
+    "In a process of its own, where declared shapes are not checked: a compiler would trace the checks."
+    code = """
+import torch
+from flame_vision.models import resnet18
+model, x = resnet18(num_classes=3).eval(), torch.randn(2, 3, 64, 96)
+with torch.no_grad():
+    expected = model(x)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)(x)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    exported = program.module()(torch.cat([x, x, x]))[:2]
+for name, found in (("compiled", compiled), ("exported", exported)): torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
+print("equal")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout.strip() == "equal", ran.stderr
