@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'published', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d',
            'resnext101_32x8d', 'wide_resnet50_2', 'wide_resnet101_2', 'create_model', 'is_whole', 'fields_for',
-           'load_published', 'list_models']
+           'load_published', 'list_models', 'ResNet', 'ResNetBlockType', 'create_backbone']
 
 # %% ../nbs/450_models.ipynb #81047a27
 import fnmatch
@@ -14,13 +14,16 @@ from collections.abc import Mapping
 from typing import Any
 from torch import nn
 from .architectures.base import ARCHITECTURES
-from .architectures.cnn import ResNet, ResNetBlockType
-from .backbones.base import create_backbone
+from .architectures.cnn import ResNet as ResNet, ResNetBlockType as ResNetBlockType
+from .backbones.base import create_backbone as create_backbone
 from .backbones.resnet import RESNETS
 from .core.errors import ConfigError
 from .core.pretrained import load_pretrained
 from .parts import make, part_config
 from .schemas import PartConfig
+
+# %% ../nbs/450_models.ipynb #e4184617
+_all_ = ["ResNet", "ResNetBlockType", "create_backbone"]  # handed on, as torchvision's users expect them here
 
 # %% ../nbs/450_models.ipynb #70f2c49c
 PUBLISHED: dict[str, dict[str, Any]] = {**RESNETS}  # every published network by name

@@ -23,7 +23,7 @@ from ..parts import Configurable, Part
 from ..plots import show_images
 from ..schemas import PartConfig
 from ..transforms import (IMAGENET_MEAN, IMAGENET_STD, RGB, Compose, Grayscale, Normalize, RandomAffine, Resize, ToTensor,
-    build_transforms, classification_transforms, crop_size, training_transforms, transformed_shape)
+    build_transforms, classification_transforms, training_transforms, transformed_shape)
 from .datasets import SPLITS, Digits, digit_arrays
 from .folders import ImageFolder, digest, folder_fingerprint, scan_folder, settle
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
