@@ -189,11 +189,12 @@ def test_a_registered_file_cut_in_half_is_not_loaded(trained, pictures, tmp_path
 
 def test_options_from_a_file(trained, pictures, tmp_path):
     (tmp_path / "fit.yaml").write_text(f"data: {pictures}\nbackbone: resnet18\nepochs: 1\nimage_size: 32\nworkers: 0\naccelerator: cpu\n"
-                                       "progress: false\nprove: false\nprecision: bf16-mixed\ntrainer:\n  gradient_clip_val: 1.0\n")
+                                       "progress: false\nprove: false\nprecision: bf16-mixed\n"
+                                       "trainer:\n  gradient_clip_val: 1.0\n  log_every_n_steps: 2\n  enable_model_summary: false\n")
     words = ["fit", f"--config={tmp_path / 'fit.yaml'}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}"]
     assert main([*words, "--name=filed"]) == 0
     record = (next((tmp_path / "runs").iterdir()) / "hparams.yaml").read_text()
-    assert "gradient_clip_val: 1.0" in record and "precision: bf16-mixed" in record
+    assert "gradient_clip_val: 1.0" in record and "log_every_n_steps: 2" in record and "precision: bf16-mixed" in record
     weights = ModelRegistry(tmp_path / "registry").load("filed").state_dict().values()
     assert {w.dtype for w in weights if w.is_floating_point()} == {torch.float32}, "mixed precision keeps the weights in float32"
 

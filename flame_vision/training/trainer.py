@@ -59,7 +59,7 @@ def check_job(
     wandb_mode()
     reserved = {"logger", "enable_checkpointing", "enable_progress_bar", "max_epochs", "default_root_dir"} & set(options)
     if reserved: raise ConfigError(f"fit sets {', '.join(sorted(reserved))} of Lightning's Trainer itself")
-    try: Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    try: Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     except Exception as e: raise ConfigError(f"Lightning's Trainer refuses its arguments: {first_line(e)}") from e
 
 # %% ../../nbs/training/720_trainer.ipynb #b4221c69
@@ -115,7 +115,7 @@ def fit(
 
     Raises: ConfigError, ShapeError and RegistryError before anything is written; TrainingError; StoppedError.
     """
-    trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true", **trainer}
+    trainer = {"accelerator": "auto", "devices": 1, "precision": "32-true", "log_every_n_steps": 10, "enable_model_summary": False, **trainer}
     with quiet_lightning():
         check_job(epochs, seed, project, trainer)
         if not isinstance(data, ImageDataModule): raise ConfigError(f"data is a data module, such as DigitsDataModule(), got a {type(data).__name__}")
@@ -149,13 +149,15 @@ class Job:
             self.speed, self.best = Speed(), BestCheckpoint(self.run_dir / "best.pt")
             callbacks = [*self.options.pop("callbacks", []), self.speed, self.best, *([ProgressBar()] if progress else [])]
             trainer = Trainer(**self.options, logger=self.loggers, callbacks=callbacks, enable_checkpointing=False, enable_progress_bar=progress,
-                              enable_model_summary=False, log_every_n_steps=10, default_root_dir=self.run_dir)
+                              default_root_dir=self.run_dir)
             start = time.perf_counter()
             with stoppable(self.best.path): trainer.fit(self.module, self.data)
             result = self.test(trainer, time.perf_counter() - start)
             if trainer.is_global_zero: self.conclude(trainer, result, prove)
             failed = False
-        finally: finish(self.loggers, failed)
+        finally:
+            finish(self.loggers, failed)
+            os.environ.pop("FLAME_VISION_RUN_DIR", None)  # it was for the other processes of this training
         return result
 
     def record(self) -> dict[str, Any]:
