@@ -33,7 +33,7 @@ check: $(READY) ## Export drift, unclean notebooks, stale README, floors, house 
 docs: $(READY) ## The site in _docs: by Quarto where installed, else plain HTML pages
 	$(RUN) .ci/docs.py
 
-notebooks: $(READY) ## Execute in place, save outputs, clean, export [NB=nbs/blocks/100_conv.ipynb FLAGS="slow"]
+notebooks: $(READY) ## Execute in place, save outputs, clean, export [NB=nbs/blocks/104_conv.ipynb FLAGS="slow"]
 	$(RUN) .ci/sync.py export
 	$(SHARED) $(RUN) .ci/notebooks.py save --workers $(WORKERS) --flags "$(FLAGS)" $(NB)
 	$(RUN) .ci/sync.py export readme

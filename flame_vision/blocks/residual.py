@@ -8,7 +8,9 @@ __all__ = ['shortcut', 'SqueezeExcitation', 'ResidualBlock', 'channel_attention'
 # %% ../../nbs/blocks/120_residual.ipynb #f404ac22
 from jaxtyping import Float
 from torch import Tensor, nn
-from .conv import BLOCKS, ConvBlock, create_activation, register_block
+from .base import BLOCKS, register_block
+from .conv import ConvBlock
+from .layers import create_activation
 from ..core.errors import ConfigError
 from ..parts import Part
 
