@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ACCURACIES', 'COMMANDS', 'POSITIONAL', 'USAGE', 'result_lines', 'demo', 'fit', 'pretrained_model', 'registry_name',
-           'predict', 'summary', 'find_model', 'models', 'comments', 'command_parser', 'one_line', 'plain_words',
-           'parse', 'run', 'main']
+           'predict', 'summary', 'find_model', 'models', 'bench', 'comments', 'command_parser', 'one_line',
+           'plain_words', 'parse', 'run', 'main']
 
 # %% ../nbs/960_cli.ipynb #81fbd01e
 import fnmatch
@@ -169,9 +169,10 @@ def find_model(
 ) -> tuple[Any, list[int]]: # The model, and an input shape for it
     "A model by the name that a user typed. Raises: UnknownNameError with near misses among both kinds of names."
     import torch
+    from flame_vision.architectures.base import ARCHITECTURES
     from flame_vision.models import create_model, list_models
     from flame_vision.versioning import ModelRegistry
-    if name in list_models():
+    if name in ARCHITECTURES:
         with torch.device("meta"): return create_model(name), [1, 3, 224, 224]
     store, (registered, _, version) = ModelRegistry(registry), name.partition("@")
     if registered in store:
@@ -186,14 +187,37 @@ def models(
 ) -> None:
     "List the models that can be made by name, with what they cost at 224 × 224."
     import torch
+    from flame_vision.architectures.base import ARCHITECTURES
     from flame_vision.core.cost import human, summary as count
     from flame_vision.models import PUBLISHED, create_model
-    names = fnmatch.filter(PUBLISHED, pattern)
-    if not names: raise UnknownNameError(f"no model matches {pattern!r}; {did_you_mean(pattern.strip('*'), PUBLISHED)}")
-    with torch.device("meta"): costs = {name: count(create_model(name), [1, 3, 224, 224]) for name in names}
-    if json: print(jsonlib.dumps([{"name": n, "parameters": c.parameters, "macs": c.macs} for n, c in costs.items()], indent=1)); return
-    print(f"{'model':<20}{'parameters':>12}{'MACs':>12}")
-    for name, c in costs.items(): print(f"{name:<20}{human(c.parameters):>12}{human(c.macs):>12}")
+    spelled = {name: [name, *[other for other, meant in ARCHITECTURES.aliases.items() if meant == name]] for name in PUBLISHED if name in ARCHITECTURES}
+    names = [name for name, words in spelled.items() if fnmatch.filter(words, pattern)]
+    if not names: raise UnknownNameError(f"no model matches {pattern!r}; {did_you_mean(pattern.strip('*'), sum(spelled.values(), []))}")
+    def cost(name: str) -> Any:
+        with torch.device("meta"): return count(create_model(name), [1, 3, 224, 224], depth=0)
+    if json: print(jsonlib.dumps([{"name": n, "aliases": spelled[n][1:], "parameters": (c := cost(n)).parameters, "macs": c.macs} for n in names], indent=1)); return
+    print(f"{'model':<24}{'parameters':>12}{'MACs':>12}  also called")
+    for n in names: print(f"{n:<24}{human((c := cost(n)).parameters):>12}{human(c.macs):>12}  {', '.join(spelled[n][1:])}".rstrip(), flush=True)
+
+# %% ../nbs/960_cli.ipynb #be50dbde
+def bench(
+    suite: str = "backbones",           # What to measure: backbones (against timm's) or shapes (against a forward)
+    names: list[str] | None = None,     # Networks, by timm's names; one of each family by default
+    rounds: int = 11,                   # How often each runs
+    batch_size: int = 4,                # Images in a batch
+    image_size: int = 224,              # Their sides
+    channels_last: bool = False,        # Memory format of both networks
+    device: str = "cpu",                # cpu or cuda
+    threads: int | None = None,         # Threads of PyTorch; as many as it takes by default
+    json: str | None = None,            # File to write the results into
+) -> None:
+    "Measure this package against its peers, in turns, and print the ratios."
+    import torch
+    from flame_vision.benchmarks import FAMILIES, run_suite
+    if threads: torch.set_num_threads(threads)
+    settings = dict(names=tuple(names or FAMILIES), rounds=rounds, image_size=image_size)
+    if suite == "backbones": settings |= dict(batch_size=batch_size, channels_last=channels_last, device=device)
+    run_suite(suite, json, **settings)
 
 # %% ../nbs/960_cli.ipynb #1fc9a342
 def comments(
@@ -205,13 +229,14 @@ def comments(
     return {m[1]: m[2].replace("`", "") for m in found if m and m[1] in inspect.signature(function).parameters}
 
 # %% ../nbs/960_cli.ipynb #9326f08c
-COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "fit": fit, "predict": predict, "summary": summary, "models": models}
+COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "fit": fit, "predict": predict, "summary": summary, "models": models, "bench": bench}
 
 # %% ../nbs/960_cli.ipynb #d78121cf
 POSITIONAL: dict[str, dict[str, dict[str, Any]]] = {
     "predict": {"model": {}, "images": {"nargs": "+"}},
     "summary": {"model": {}},
     "models": {"pattern": {"nargs": "?", "default": "*"}},
+    "bench": {"suite": {"nargs": "?", "default": "backbones"}},
 }
 
 # %% ../nbs/960_cli.ipynb #0fb972db
@@ -270,6 +295,7 @@ USAGE = """flame-vision: compose, train, version and ship vision models
   flame-vision predict NAME IMAGE [IMAGE …]  what a registered model sees
   flame-vision summary MODEL                 layers, shapes, parameters, MACs
   flame-vision models [PATTERN]              models by name
+  flame-vision bench [backbones|shapes]      this package against its peers, in turns
 
 Each has --help. --debug shows tracebacks, --version the version."""
 

@@ -1,14 +1,18 @@
 "`pretrained=` through the real hub client, against a hub on loopback that serves seeded weights."
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import timm
 import torch
-from loopback_hub import loopback_hub
+import torchvision
+from loopback_hub import handler, loopback_hub
 from PIL import Image
 from safetensors.torch import save, save_file
 
@@ -98,3 +102,59 @@ def test_a_file_and_another_number_of_classes(weights, tmp_path):
     assert model.get_output_shape([1, 3, 64, 64]) == [1, 7] and model.provenance.source == "weights.safetensors"
     parts = create_model(backbone="resnet18", head="classifier", num_classes=3, pretrained=str(path))
     assert torch.equal(parts.backbone.stem.conv.weight, weights.conv1.weight) and parts.provenance.source == "weights.safetensors"
+
+
+TORCHVISION = """
+import functools, sys
+from torchvision.models import Weights
+from torchvision.transforms._presets import ImageClassification
+from flame_vision.core import WeightsError
+from flame_vision.models import resnet18
+prepare = functools.partial(ImageClassification, crop_size=96, resize_size=128)
+weights = Weights(url=sys.argv[1], transforms=prepare, meta={"categories": [f"c{i}" for i in range(1000)]})
+try: model = resnet18(weights=weights).eval()
+except WeightsError as e: print(json.dumps(str(e))); sys.exit()
+x = torch.linspace(-1, 1, 3 * 64 * 80).reshape(1, 3, 64, 80)
+with torch.inference_mode(): scores = model(x)[0, :5].tolist()
+origin = model.provenance
+print(json.dumps([scores, model.class_names[:2], origin.source, origin.crop_pct, model.transforms().get_output_shape([3, 300, 400])]))
+"""
+
+
+def test_torchvisions_weights_are_fetched_and_checked(tmp_path):
+    "PyTorch's own client, against a server on loopback; the file's name holds the digest of what it should hold."
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18().eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    content = (tmp_path / "weights.pth").read_bytes()
+    name = f"/resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler({name: content, "/resnet18-deadbeef.pth": content}, requests := []))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        def ask(path):
+            env = {**os.environ, "TORCH_HOME": str(tmp_path / "torch"), "NO_PROXY": "*"}
+            code = f"import json, torch\n{TORCHVISION}"
+            ran = subprocess.run([sys.executable, "-c", code, address + path], capture_output=True, text=True, env=env)
+            assert ran.returncode == 0, ran.stderr
+            return json.loads(ran.stdout.strip().splitlines()[-1])
+        scores, classes, source, crop, shape = ask(name)
+        assert ask(name)[0] == scores and [p for _, p in requests].count(name) == 1, "the second use comes from the cache"
+        assert "cannot get" in ask("/resnet18-deadbeef.pth") and "cannot get" in ask("/resnet18-00000000.pth")
+    finally:
+        server.shutdown()
+        server.server_close()
+    x = torch.linspace(-1, 1, 3 * 64 * 80).reshape(1, 3, 64, 80)
+    with torch.inference_mode(): assert torch.allclose(torch.tensor(scores), theirs(x)[0, :5], atol=1e-5)
+    assert (classes, source, crop, shape) == (["c0", "c1"], address + name, 0.75, [3, 96, 96])
+
+
+def test_names_with_tags_and_words_that_do_not_go_together():
+    from flame_vision.core import ConfigError, UnknownNameError
+    from flame_vision.models import create_model, list_models, resnet18
+    assert "efficientnet_b0.ra_in1k" in list_models("efficientnet_b0*", pretrained=True) and "efficientnet_b0" in list_models("efficientnet*")
+    assert create_model("resnet18.a1_in1k").num_classes == 1000
+    with pytest.raises(UnknownNameError, match="no weights of resnet18 are tagged 'a1_in2k'; did you mean 'a1_in1k'"):
+        create_model("resnet18.a1_in2k", pretrained=True)
+    with pytest.raises(ConfigError, match="give one of them"): resnet18(pretrained=True, weights="DEFAULT")
+    with pytest.raises(ConfigError, match="torchvision's of a whole network"): create_model(backbone="resnet18", head="classifier", weights="DEFAULT")

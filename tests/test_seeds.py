@@ -36,6 +36,23 @@ def test_resnet_class_and_methods():
     assert not ResNet(ResNetBlockType.BASIC, [1, 1, 1, 1], num_classes=0).has_fc()
 
 
+# input size and features, as the seed's table has them
+EFFICIENTNETS = {"b0": (224, 1280), "b1": (240, 1280), "b2": (260, 1408), "b3": (300, 1536), "b4": (380, 1792)}
+
+
+def test_efficientnet_face():
+    import flame_vision.models as models
+    for size, (side, features) in EFFICIENTNETS.items():
+        with torch.device("meta"): model = getattr(models, f"efficientnet_{size}")()
+        assert model.get_output_shape([1, 3, side, side]) == [1, 1000] and model.num_features() == features
+    model = models.efficientnet_b0(num_classes=10, pretrained=False)
+    assert model.get_output_shape([1, 3, 224, 224]) == [1, 10]
+    assert model.forward_features([1, 3, 224, 224]).shape == [1, 1280, 7, 7] == list(model.forward_features(torch.zeros(1, 3, 224, 224)).shape)
+    assert model.has_classifier()
+    model.remove_classifier()
+    assert model.get_output_shape([1, 3, 224, 224]) == [1, 1280, 7, 7] and not model.has_classifier() and model.num_features() == 1280
+
+
 def test_image_classification(capsys):
     import flame_vision.models as models
     from flame_vision.transforms import CenterCrop, Compose, Normalize, Resize

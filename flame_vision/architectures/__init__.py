@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from .base import list_architectures as list_architectures
     from .base import register_architecture as register_architecture
     from .cnn import ResNet as ResNet
+    from .networks import ConvNeXt as ConvNeXt
+    from .networks import EfficientNet as EfficientNet
+    from .networks import MobileNetV2 as MobileNetV2
+    from .networks import MobileNetV3 as MobileNetV3
+    from .networks import RegNet as RegNet
 
-CATALOGUE_MODULES = ("base", "cnn")
+CATALOGUE_MODULES = ("base", "cnn", "networks")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'register_architecture', 'list_architectures', 'register_architectures', 'BaseArchitecture',
-           'build_backbone', 'deepest', 'ClassifierMixin', 'ComposedWeights', 'build_head', 'Classifier']
+           'build_backbone', 'build_named_backbone', 'deepest', 'ClassifierMixin', 'ComposedWeights', 'build_head',
+           'Classifier']
 
 # %% ../../nbs/architectures/400_base.ipynb #6650878b
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,8 +17,8 @@ from ..backbones.base import BACKBONES, FeatureInfo, variant
 from ..core.errors import ConfigError
 from ..core.names import Catalogue
 from ..core.pretrained import Provenance
-from ..core.shapes import get_output_shape
-from ..core.weights import KeyMap
+from ..core.shapes import TensorSpec, get_output_shape, get_output_specs
+from ..core.weights import KeyMap, rename
 from ..heads.classifier import HEADS
 from ..parts import Part, build, part_config, remember
 from ..predictions import Classification, classify
@@ -100,6 +102,16 @@ def build_backbone(
     "A backbone from whatever describes it. Raises: UnknownNameError, UnknownArgumentError, ConfigError."
     return build(BACKBONES, backbone, **defaults)
 
+# %% ../../nbs/architectures/400_base.ipynb #7d482bcb
+def build_named_backbone(
+    name: str,       # Its name in the catalogue
+    **wishes: Any,   # Arguments that it gets where it has them
+) -> nn.Module:
+    "A backbone by name, with those of some arguments that it knows; one of your own may know none. Raises: UnknownNameError, ConfigError."
+    known = inspect.signature(BACKBONES[name]).parameters
+    if wishes.get("in_channels", 3) != 3 and "in_channels" not in known: raise ConfigError(f"backbone {name!r} takes no in_channels")
+    return build(BACKBONES, name, **{k: v for k, v in wishes.items() if k in known})
+
 # %% ../../nbs/architectures/400_base.ipynb #54206f23
 def deepest(
     features: Any, # Maps, or their shapes, by stage; or one alone
@@ -125,14 +137,26 @@ class ClassifierMixin:
         return self.backbone.feature_info
 
     def num_features(self) -> int:
-        "Channels of the deepest map, which the classifier takes."
-        if self.neck is None: return self.backbone.num_features
+        "Length of the vector that the classifier takes."
+        if self.neck is None: return getattr(self.backbone, "classifier_features", self.backbone.num_features)
         side = self.backbone.probe
         return deepest(get_output_shape(nn.Sequential(self.backbone, self.neck), [1, self.backbone.in_channels, side, side]))[1]
 
     def has_classifier(self) -> bool:
         "Whether there is a head."
         return self.head is not None
+
+    def get_classifier(self) -> nn.Module | None:
+        "The layer whose size is the number of classes; None without a classifier."
+        return self.head if self.head is None else getattr(self.head, "fc", self.head)
+
+    def set_gradient_checkpointing(self, stages: bool | Iterable[int] = True) -> None:
+        "Choose the backbone's stages that training computes twice instead of remembering. Changes the model. Raises: ConfigError."
+        if not hasattr(self.backbone, "set_gradient_checkpointing"): raise ConfigError(f"{type(self.backbone).__name__} has no gradient checkpointing")
+        self.backbone.set_gradient_checkpointing(stages)
+        if "gradient_checkpointing" in self._arguments: self._arguments = {**self._arguments, "gradient_checkpointing": remember(stages)}
+
+    set_grad_checkpointing = set_gradient_checkpointing  # timm's name of it
 
     def remove_classifier(self) -> None:
         "Take off the head, so that the model gives its deepest map. Changes the model: call it before threads share it."
@@ -167,9 +191,19 @@ class ComposedWeights:
     "Key maps of a model from those of its backbone and head."
     @property
     def key_maps(self) -> tuple[KeyMap, ...]:
-        "Layouts of weights that backbone and head share."
-        heads = {m.layout: m.under("head.").rules for m in getattr(self.head, "key_maps", ())}
+        "Layouts of weights that backbone and head share; the classifier stands where the backbone's family says."
+        places, own = getattr(self.backbone, "classifier_keys", {}), getattr(self.head, "classifier", None)
+        heads = {layout: (rename(f"head.{own}{{p}}", keys),) for layout, keys in places.items() if own}
+        heads |= {m.layout: m.under("head.").rules for m in getattr(self.head, "key_maps", ())}
         return tuple(m.under("backbone.", *heads.get(m.layout, ())) for m in getattr(self.backbone, "key_maps", ()))
+
+    def adopt(self,
+        settings: Mapping[str, Any], # Arguments of the backbone and their values
+    ) -> dict[str, Any]:             # Those that changed
+        "Let the backbone become what weights were trained with. Changes the model: call it before threads share it."
+        changed = self.backbone.adopt(settings)
+        self._arguments = {**self._arguments, **{k: v for k, v in changed.items() if k in self._arguments}}
+        return changed
 
     @property
     def classifier(self) -> str | None:
@@ -215,7 +249,8 @@ class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
     ):
         if not isinstance(neck, nn.Module | None): raise ConfigError(f"a neck is given as a module; there is none by name yet, got {neck!r}")
         super().__init__(neck=neck)
-        if isinstance(backbone, str): self.backbone = build_backbone(backbone, output_indices=(-1,), in_channels=in_channels)
+        bare = neck is not None or isinstance(head, nn.Module) and not hasattr(head, "classify")
+        if isinstance(backbone, str): self.backbone = build_named_backbone(backbone, output_indices=(-1,), in_channels=in_channels, features_only=bare)
         else: self.backbone = build_backbone(backbone)
         known = head is None or isinstance(head, nn.Module)
         self.head = build_head(head, 0 if known else self.num_features(), num_classes, dropout)
@@ -225,11 +260,37 @@ class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
     ) -> Float[Tensor, "b classes"] | Float[Tensor, "b c2 h2 w2"]:  # Scores before the softmax; the deepest map without a head
         features = self.backbone(x)
         if self.neck is not None: features = self.neck(features)
-        return deepest(features) if self.head is None else self.head(features)
+        if self.head is None: return self.finish(features)
+        return self.head.classify(self.pool(self.finish(features))) if hasattr(self.head, "classify") else self.head(features)
+
+    def finish(self, features: Any) -> Float[Tensor, "b c h w"]:
+        "The deepest map, with what a published network has behind it."
+        final = getattr(self.backbone, "final", None)
+        plain = final is None or self.backbone.final_pooled or self.neck is not None
+        return deepest(features) if plain else final(deepest(features))
+
+    def pool(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2"]:
+        "One vector for each image, with what a published network does to it before it classifies."
+        vectors = self.head.pool(maps) if hasattr(self.head, "pool") else maps.mean((2, 3))
+        final = getattr(self.backbone, "final", None)
+        plain = final is None or not self.backbone.final_pooled or self.neck is not None
+        return vectors if plain else final(vectors)
 
     def forward_features(self,
-        x: Float[Tensor, "b c h w"],         # Images
-    ) -> Float[Tensor, "b c2 h2 w2"]:        # The deepest feature map
-        "What the classifier is shown."
+        x: Float[Tensor, "b c h w"] | Sequence[int] | TensorSpec,  # Images, or just their shape
+    ) -> Any:                                                      # The deepest feature map (b, c2, h2, w2), or its spec
+        "What the classifier is shown. Raises: ShapeError."
+        if not isinstance(x, Tensor): return get_output_specs(self, x, method="forward_features")
         features = self.backbone(x)
-        return deepest(features if self.neck is None else self.neck(features))
+        return self.finish(features if self.neck is None else self.neck(features))
+
+    def forward_head(self,
+        maps: Float[Tensor, "b c h w"], # What `forward_features` gives
+        pre_logits: bool = False,       # Stop before the classifier
+    ) -> Float[Tensor, "b _"]:          # Scores before the softmax, or the vectors that they are computed from
+        "From the deepest map to scores, or to the vector that stands for an image. Raises: ConfigError for a head of one's own that does not pool."
+        if self.head is None or hasattr(self.head, "classify"):
+            vectors = self.pool(maps)
+            return vectors if pre_logits or self.head is None else self.head.classify(vectors)
+        if pre_logits: raise ConfigError(f"{type(self.head).__name__} has no vectors before its scores; a head that has them defines pool(maps) and classify(vectors)")
+        return self.head(maps)

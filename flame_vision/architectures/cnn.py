@@ -6,7 +6,7 @@
 __all__ = ['ResNet']
 
 # %% ../../nbs/architectures/410_cnn.ipynb #3f577e3c
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from jaxtyping import Float
 from torch import Tensor
@@ -30,9 +30,13 @@ class ResNet(Classifier):
         output_stride: int = 32,            # Stride of the deepest map: 32, 16 or 8
         norm: str | None = "batch",         # Norm behind each convolution
         act: str = "relu",                  # Activation
+        attention: str | None = None,       # Channel attention in each block: `"se"`, `"eca"`
+        drop_path_rate: float = 0.0,        # Probability of dropping the last block's branch; the others' rises to it from 0
+        gradient_checkpointing: bool | Iterable[int] = False, # Stages to compute again in the backward pass; True for all
+        norm_eps: float = 1e-5,             # Epsilon of the norms
     ):
-        backbone = ResNetBackbone(block_type, layers, groups, width_per_group, in_channels, (-1,), output_stride,
-                                  zero_init_residual=zero_init_residual, norm=norm, act=act)
+        backbone = ResNetBackbone(block_type, layers, groups, width_per_group, in_channels, (-1,), output_stride, False, zero_init_residual,
+                                  norm, act, attention, drop_path_rate, gradient_checkpointing, norm_eps)
         super().__init__(backbone, num_classes=num_classes, dropout=dropout)
 
     @property
@@ -59,6 +63,13 @@ class ResNet(Classifier):
         "Every intermediate map. Raises: ShapeError for a shape that does not fit."
         if isinstance(x, Tensor): return self.backbone.forward_features(x)
         return get_output_specs(self.backbone, x, method="forward_features")
+
+    def forward_head(self,
+        maps: Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b _ _ _"]], # The deepest map, or all as `forward_features` gives them
+        pre_logits: bool = False,                                            # Stop before the classifier
+    ) -> Float[Tensor, "b _"]:                                               # Scores before the softmax, or the vectors before them
+        "From the deepest map to scores, or to the vector that stands for an image."
+        return super().forward_head(maps if isinstance(maps, Tensor) else maps[-1], pre_logits)
 
 # %% ../../nbs/architectures/410_cnn.ipynb #f6a06f6c
 register_architectures(ResNet, RESNETS)

@@ -11,9 +11,17 @@ if TYPE_CHECKING:
     from .base import list_backbones as list_backbones
     from .base import register_backbone as register_backbone
     from .base import register_variants as register_variants
+    from .convnext import ConvNeXtBackbone as ConvNeXtBackbone
+    from .efficientnet import EfficientNetBackbone as EfficientNetBackbone
+    from .mobilenet import MobileNetV2Backbone as MobileNetV2Backbone
+    from .mobilenet import MobileNetV3Backbone as MobileNetV3Backbone
+    from .regnet import RegNetBackbone as RegNetBackbone
+    from .regnet import RegNetBlock as RegNetBlock
     from .resnet import ResNetBackbone as ResNetBackbone
     from .resnet import ResNetBlockType as ResNetBlockType
+    from .rows import Row as Row
+    from .rows import RowBackbone as RowBackbone
 
-CATALOGUE_MODULES = ("resnet",)
+CATALOGUE_MODULES = ("resnet", "regnet", "convnext", "efficientnet", "mobilenet")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -5,6 +5,14 @@ from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from ..backbones.base import create_backbone as create_backbone
+    from .attention import AttentionBlock as AttentionBlock
+    from .attention import CrossAttention as CrossAttention
+    from .attention import FeedForward as FeedForward
+    from .attention import LayerScale as LayerScale
+    from .attention import MultiHeadAttention as MultiHeadAttention
+    from .attention import SelfAttention as SelfAttention
+    from .attention import TransformerBlock as TransformerBlock
+    from .attention import attention_weights as attention_weights
     from .base import Block as Block
     from .base import block_summary as block_summary
     from .base import create_block as create_block
@@ -22,10 +30,21 @@ if TYPE_CHECKING:
     from .layers import create_norm as create_norm
     from .mobile import FusedInvertedResidual as FusedInvertedResidual
     from .mobile import InvertedResidual as InvertedResidual
+    from .patches import PatchEmbed as PatchEmbed
+    from .patches import resample_patch_embedding as resample_patch_embedding
+    from .patches import resample_position_embedding as resample_position_embedding
+    from .patches import resample_relative_position_bias as resample_relative_position_bias
+    from .patches import sincos_position_embedding as sincos_position_embedding
     from .residual import Bottleneck as Bottleneck
     from .residual import PreActivationBlock as PreActivationBlock
     from .residual import ResidualBlock as ResidualBlock
+    from .window_attention import CosineWindowAttention as CosineWindowAttention
+    from .window_attention import ShiftedWindowBlock as ShiftedWindowBlock
+    from .window_attention import WindowAttention as WindowAttention
+    from .window_attention import relative_position_index as relative_position_index
+    from .window_attention import window_partition as window_partition
+    from .window_attention import window_reverse as window_reverse
 
-CATALOGUE_MODULES = ("conv", "drop_path", "channel_attention", "residual", "mobile", "convnext")
+CATALOGUE_MODULES = ("attention", "channel_attention", "conv", "convnext", "drop_path", "mobile", "patches", "residual", "window_attention")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -22,7 +22,8 @@ def did_you_mean(
 ) -> str:                   # A clause that completes an error message
     "The nearest names, or what there is to choose from."
     names = sorted(map(str, names))
-    near = difflib.get_close_matches(str(name).lower(), names, n=count, cutoff=0.6)
+    lower = {n.lower(): n for n in names}
+    near = [lower[n] for n in difflib.get_close_matches(str(name).lower(), lower, n=count, cutoff=0.6)]
     if near: return "did you mean " + " or ".join(map(repr, near)) + "?"
     if not names: return "there is none yet"
     return "there is " + ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from ..core.errors import ConfigError, ShapeError
 from ..core.names import Catalogue
-from ..core.weights import KeyMap, rename
 from ..parts import Part, make
 
 # %% ../../nbs/heads/320_classifier.ipynb #571eaa96
@@ -47,7 +46,6 @@ class ClassificationHead(Part):
     "Average over the grid, dropout, one linear layer."
     catalogue = HEADS
     classifier = "fc."  # prefix of the weights whose size is the number of classes
-    key_maps = tuple(KeyMap(layout, (rename("fc.{p}", "fc.{p}"),)) for layout in ("torchvision", "timm"))
 
     def __init__(self,
         in_features: int,       # Channels of the deepest feature map
@@ -72,4 +70,12 @@ class ClassificationHead(Part):
     def forward(self,
         features: Mapping[int, Float[Tensor, "b _ _ _"]] | Float[Tensor, "b c h w"], # Maps by stage, or the deepest one
     ) -> Float[Tensor, "b classes"]:  # Scores before the softmax
-        return self.fc(self.dropout(self.pool(features)))
+        return self.classify(self.pool(features))
+
+    def classify(self,
+        vectors: Float[Tensor, "b c"],  # One vector for each image
+    ) -> Float[Tensor, "b classes"]:    # Scores before the softmax
+        "Scores of pooled vectors, which a network may have changed since they were pooled."
+        if vectors.shape[-1] != self.in_features:
+            raise ShapeError(f"ClassificationHead: axis 1 (c) must be in_features={self.in_features}, got {list(vectors.shape)}")
+        return self.fc(self.dropout(vectors))

@@ -1,0 +1,50 @@
+"Models of other libraries with seeded weights, and what it means to equal them."
+import re
+
+import timm
+import torch
+from torch import nn
+from torchvision import models as tv
+
+LARGE = 60e6  # parameters above which only keys and shapes are compared
+
+
+def fill(model, seed=0):
+    "Weights of a seed in an empty model: kernels that keep the signal's scale, norms whose statistics and scales are not those of the start."
+    generator = torch.Generator().manual_seed(seed)
+    model.to_empty(device="cpu")
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if not t.is_floating_point(): t.data.zero_()
+        elif t.ndim > 1 and t[0].numel() > 1: t.data.normal_(0, (1 / t[0].numel()) ** 0.5, generator=generator)
+        elif re.search(r"bias|running_mean", name): t.data.uniform_(-0.2, 0.2, generator=generator)
+        else: t.data.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def empty(make, *args, **kwargs):
+    "A model without memory, where its constructor allows that."
+    try:
+        with torch.device("meta"): return make(*args, **kwargs)
+    except (RuntimeError, NotImplementedError): return make(*args, **kwargs)  # torchvision's RegNet computes its widths with torch
+
+
+def from_timm(name, **arguments): return empty(timm.create_model, name, **arguments)
+def from_torchvision(name): return empty(tv.get_model, name)
+
+
+def count(model): return sum(p.numel() for p in model.parameters())
+
+
+def assert_same(ours, theirs, what):
+    off = (ours - theirs).abs().max() / theirs.abs().max()
+    assert theirs.abs().max() > 1e-3 and off <= 1e-5, f"{what}: off by {off:.2e} of the largest output, which is {theirs.abs().max():.2e}"
+
+
+def jitter(model, seed=0):
+    "Batch norms whose statistics and scales are not those of the start."
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if not isinstance(module, nn.BatchNorm2d): continue
+        for tensor in (module.weight, module.running_var): tensor.data.uniform_(0.5, 1.5, generator=generator)
+        for tensor in (module.bias, module.running_mean): tensor.data.uniform_(-0.2, 0.2, generator=generator)
+    return model.eval()
