@@ -116,8 +116,11 @@ class Configurable(metaclass=PartMeta):
 
     @classmethod
     def from_config(cls, config: Any) -> Any:
-        "Make one from a `PartConfig` or the fields of a mapping, all of which it must know. Raises: UnknownArgumentError."
+        "Make one from a `PartConfig` or the fields of a mapping, all of which it must know. Raises: UnknownArgumentError, ConfigError."
         fields = config.arguments if isinstance(config, PartConfig) else config
+        if not isinstance(fields, Mapping): raise ConfigError(f"{cls.__name__}.from_config takes a PartConfig or a mapping of arguments, got {config!r}")
+        meant = cls.catalogue.entries.get(config.name) if isinstance(config, PartConfig) and cls.catalogue else None
+        if isinstance(meant, type) and meant is not cls: raise ConfigError(f"{cls.__name__}.from_config was given the configuration of {config.name!r}, a {meant.__name__}")
         return cls(**dict(fields))
 
 # %% ../nbs/045_parts.ipynb #7f944699

@@ -18,6 +18,7 @@ from flame_vision.blocks import (
     CosineWindowAttention,
     CrossAttention,
     FeedForward,
+    LayerScale,
     MultiHeadAttention,
     PatchEmbed,
     ResidualBlock,
@@ -150,6 +151,27 @@ def test_dropouts_and_dropped_paths_act_while_training_only():
     assert not torch.equal(windows(maps), windows(maps)) and torch.equal(windows.eval()(maps), windows(maps))
 
 
+@pytest.mark.parametrize("block", [MultiHeadAttention(48, 3), CrossAttention(48, 3)], ids=lambda b: type(b).__name__)
+def test_a_token_that_may_see_nobody_has_no_weights_and_a_gradient(block):
+    may_see = torch.rand(9, 9) > 0.5
+    may_see.fill_diagonal_(True)
+    may_see[4] = False
+    for mask in (may_see, torch.zeros(9, 9).masked_fill(~may_see, -torch.inf), may_see.expand(2, 3, 9, 9)):
+        x = torch.randn(2, 9, 48, requires_grad=True)
+        out, weights = block(*[x] * (2 if isinstance(block, CrossAttention) else 1), mask=mask, return_attention=True)
+        assert out.isfinite().all() and (weights[..., 4, :] == 0).all() and (weights[~may_see.expand_as(weights)] == 0).all()
+        torch.testing.assert_close(weights.sum(-1), (torch.arange(9) != 4).float().expand(2, 3, 9))
+        (out.sum() + weights.square().sum()).backward()
+        assert x.grad.isfinite().all()
+        x.grad = None
+
+
+def test_a_mask_of_another_precision_is_taken():
+    block, x, mask = MultiHeadAttention(48, 3), torch.randn(2, 9, 48), torch.randn(9, 9)
+    for masks, types in (((mask, mask.double()), torch.float32), ((mask, mask.double()), torch.float64)):
+        torch.testing.assert_close(*[block.to(types)(x.to(types), m) for m in masks])
+
+
 # Blocks in windows
 
 WINDOWED = {1: swin_transformer.SwinTransformerBlock, 2: swin_transformer_v2.SwinTransformerV2Block}
@@ -165,6 +187,31 @@ def test_window_block_equals_timms(version, grid, window, shift):
     theirs.load_state_dict(renamed(ours))
     x = torch.randn(2, *grid, 24)
     same(ours(x), theirs(x), 2e-5)
+    with torch.no_grad(): same(ours(x), theirs(x), 2e-5)  # by another kernel
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_window_block_in_half_precision_has_padding_without_keys(version):
+    block, x = scattered(ShiftedWindowBlock(24, 3, 4, 2, version)), torch.randn(1, 9, 13, 24)
+    expected = block(x)
+    for learns in (True, False):
+        block.requires_grad_(learns).half()
+        same(block(x.half()).float(), expected, 0.02)
+        block.float()
+    start = ShiftedWindowBlock(16, 2, 4, 2, version).half()
+    assert start(torch.randn(1, 9, 14, 16).half()).isfinite().all() and start(torch.zeros(1, 9, 14, 16).half()).isfinite().all()
+
+
+@pytest.mark.parametrize("make", [WindowAttention, CosineWindowAttention])
+def test_a_bias_that_learns_gives_the_gradients_of_one_that_does_not(make):
+    block, mask = scattered(make(24, [3, 4], 3)), torch.randn(4, 12, 12)
+    for m in (None, mask):
+        x = torch.randn(8, 12, 24, requires_grad=True)
+        grads = []
+        for learns in (True, False):
+            block.position_bias.requires_grad_(learns)
+            grads.append(torch.autograd.grad(block(x, m).square().sum(), [x, block.qkv.weight]))
+        for one, other in zip(*grads): same(one, other, 1e-4)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -329,11 +376,16 @@ def test_numbers_of_heads_for_any_width():
     (lambda: MultiHeadAttention(64, 6), "one of 1, 2, 4, 8, 16, 32, 64"), (lambda: MultiHeadAttention(64, 0), "one of 1, 2"),
     (lambda: TransformerBlock(64, 4, attention_dropout=1.0), "[0, 1)"), (lambda: TransformerBlock(64, 4, drop_path=-0.1), "[0, 1)"),
     (lambda: TransformerBlock(64, 4, act="swoosh"), "swoosh"), (lambda: FeedForward(64, kind="geglu"), "mlp, glu, swiglu"),
-    (lambda: FeedForward(64, 0), "leaves nothing"), (lambda: ShiftedWindowBlock(24, 3, 0), "at least 1"),
+    (lambda: FeedForward(64, 0), "hidden_dim must be an int of at least 1, got 0"), (lambda: ShiftedWindowBlock(24, 3, 0), "at least 1"),
     (lambda: ShiftedWindowBlock(24, 3, 4, -1), "at least 0"),
     (lambda: ShiftedWindowBlock(24, 3, [4, 2], 3), "less than the window"), (lambda: ShiftedWindowBlock(24, 3, version=3), "1 or 2"),
     (lambda: PatchEmbed(3, 8, norm="batch"), "'layer' or None"), (lambda: PatchEmbed(3, 8, [4]), "or two of them"),
-    (lambda: sincos_position_embedding((3, 3), 6), "multiple of 4")], ids=str)
+    (lambda: AttentionBlock(64, 0), "num_heads=0 must divide"),
+    (lambda: SelfAttention(64, 0), "num_heads=0 must divide"), (lambda: SelfAttention(0), "got 0"),
+    (lambda: CrossAttention(64, 4, 0), "got 0"), (lambda: CrossAttention(64, 4, attention_dropout=1), "attention_dropout"),
+    (lambda: ShiftedWindowBlock(24, 3, pretrained_window_size=-3), "pretrained_window_size"),
+    (lambda: ShiftedWindowBlock(24, 3, version=2, pretrained_window_size=0), "got 0"),
+    (lambda: sincos_position_embedding((3, 3), 6), "multiple of 4")], ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_arguments(wrong, says):
     with pytest.raises(ConfigError) as error: wrong()
     assert says in str(error.value)
@@ -343,7 +395,11 @@ def test_bad_arguments(wrong, says):
     (lambda: resample_position_embedding(torch.zeros(1, 50, 8), (7, 7), num_prefix_tokens=0), "not square"),
     (lambda: resample_position_embedding(torch.zeros(1, 50, 8), (7, 7), (5, 5)), "5 × 5"),
     (lambda: resample_relative_position_bias(torch.zeros(91, 3), 7), "not square"),
-    (lambda: PatchEmbed(3, 8, 4)(torch.zeros(1, 3, 9, 8)), "8 × 8")], ids=str)
+    (lambda: LayerScale(24)(torch.zeros(2, 9, 8)), "must be 24, got [2, 9, 8]"), (lambda: LayerScale(24)(torch.zeros(2, 9, 1)), "must be 24"),
+    (lambda: WindowAttention(16, 4, 2)(torch.randn(4, 9, 16)), "have 16 tokens, got 9"),
+    (lambda: WindowAttention(16, 3, 2)(torch.randn(4, 9, 16), torch.zeros(3, 9, 9)), "divisor of the 4 windows; got float32, [3, 9, 9]"),
+    (lambda: CosineWindowAttention(16, 3, 2)(torch.randn(4, 4, 16)), "CosineWindowAttention: windows of 3 × 3"),
+    (lambda: PatchEmbed(3, 8, 4)(torch.zeros(1, 3, 9, 8)), "8 × 8")], ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_shapes(wrong, says):
     with pytest.raises(ShapeError) as error: wrong()
     assert says in str(error.value)
@@ -424,6 +480,40 @@ moved, x = windows[3], torch.randn(2, 12, 17, 24)
 same(torch.compile(moved, backend="eager", fullgraph=True, dynamic=True)(x), moved(x))
 print("equal")
 """
+REFUSED = HEAD + """
+from flame_vision.core.errors import ConfigError, ShapeError
+for wrong in (lambda: AttentionBlock(1.5), lambda: AttentionBlock(1.5, 1), lambda: SelfAttention(1.5), lambda: MultiHeadAttention(64, 2.0),
+              lambda: CrossAttention(64, 4, 1.5), lambda: FeedForward(64.0), lambda: FeedForward(64, 1.5), lambda: LayerScale(1.5),
+              lambda: ShiftedWindowBlock(24, 3, "77"), lambda: ShiftedWindowBlock(24, 3, 1.5), lambda: ShiftedWindowBlock(24.0, 3),
+              lambda: PatchEmbed(3, 8, 1.5), lambda: resample_patch_embedding(torch.zeros(1, 1, 2, 2), 1.5)):
+    try: wrong()
+    except ConfigError: continue
+    raise AssertionError("not refused")
+x, maps = torch.randn(2, 9, 24), torch.randn(2, 24, 3, 3)
+masks = [torch.zeros(shape) for shape in ((9,), (9, 5), (10, 9), (2, 9, 9), (3, 1, 9, 9), (2, 3, 9, 8), (2, 2, 9, 9))]
+masks.append(torch.ones(9, 9, dtype=torch.int64))
+blocks = {MultiHeadAttention(24, 3): [x], CrossAttention(24, 3): [x, x], TransformerBlock(24, 3): [x], AttentionBlock(24, 3): [maps]}
+for block, inputs in blocks.items():
+    for mask in masks:
+        try: block(*inputs, mask=mask)
+        except ShapeError as e: assert "[9, 9] or [2, 3, 9, 9]" in str(e) and str(list(mask.shape)) in str(e), e
+        else: raise AssertionError((block, mask.shape))
+    for shape in ((9, 9), (1, 9), (2, 1, 9, 9), (1, 3, 9, 9), (2, 3, 9, 9), (2, 1, 1, 9)):
+        same(block(*inputs, mask=torch.zeros(shape)), block(*inputs, mask=torch.ones(shape, dtype=torch.bool)))
+block, x = WindowAttention(24, 3, 3), torch.randn(4, 9, 24)
+for mask in (torch.zeros(9, 9), torch.zeros(2, 9, 8), torch.zeros(2, 4, 4), torch.zeros(3, 9, 9), torch.zeros(8, 9, 9), torch.zeros(0, 9, 9),
+             torch.ones(2, 9, 9, dtype=torch.bool), torch.zeros(4, 3, 9, 9)):
+    try: block(x, mask)
+    except ShapeError as e: assert "[m, 9, 9]" in str(e) and str(list(mask.shape)) in str(e), e
+    else: raise AssertionError(mask.shape)
+block, mask = MultiHeadAttention(24, 3).eval(), torch.randn(9, 9)
+b, n = Dim("b", max=64), Dim("n", max=512)
+program = torch.export.export(block, (torch.randn(2, 9, 24), mask), dynamic_shapes=[{0: b, 1: n}, {0: n, 1: n}]).module()
+x, mask = torch.randn(4, 7, 24), torch.rand(7, 7)
+same(program(x, mask), block(x, mask))
+same(torch.compile(block, backend="eager", fullgraph=True, dynamic=True)(x, mask), block(x, mask))
+print("equal")
+"""
 ONNX = HEAD + """
 import sys
 import onnxruntime
@@ -445,6 +535,9 @@ def run(code, *arguments):
 
 
 def test_compiled_and_exported_for_every_size(): run(EXPORT)
+
+
+def test_what_does_not_fit_is_refused_where_declared_types_are_not_checked(): run(REFUSED)
 
 
 def test_onnx_runtime_takes_every_size(tmp_path):

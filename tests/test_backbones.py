@@ -82,11 +82,36 @@ def test_equals_torchvision(name):
     if count(theirs) <= LARGE: check_outputs(name, fill(theirs), "torchvision")
 
 
-@pytest.mark.parametrize("name", ["resnet50", "convnext_tiny"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_large_ones_give_equal_outputs_too(name):
+    "What `make test` compares by keys and shapes alone."
+    theirs = from_timm(name)
+    if count(theirs) <= LARGE: pytest.skip("compared in make test")
+    check_outputs(name, fill(theirs), "timm")
+    other = torchvision_name(name)
+    if other in tv.list_models(): check_outputs(name, fill(from_torchvision(other)), "torchvision")
+
+
+@pytest.mark.parametrize("name", ["resnet50", "convnext_tiny", "regnetx_002", "regnety_040"])
 def test_equals_transformers_on_disk(name, tmp_path):
     from safetensors.torch import load_file
-    from transformers import ConvNextConfig, ConvNextForImageClassification, ConvNextModel, ResNetConfig, ResNetForImageClassification, ResNetModel
+    from transformers import (
+        ConvNextConfig,
+        ConvNextForImageClassification,
+        ConvNextModel,
+        RegNetConfig,
+        RegNetForImageClassification,
+        RegNetModel,
+        ResNetConfig,
+        ResNetForImageClassification,
+        ResNetModel,
+    )
+    regnet = dict(layer_type="x", depths=[1, 1, 4, 7], hidden_sizes=[24, 56, 152, 368], groups_width=8)
+    gated = dict(layer_type="y", depths=[2, 6, 12, 2], hidden_sizes=[128, 192, 512, 1088], groups_width=64)
     whole, body, config = {
+        "regnetx_002": (RegNetForImageClassification, RegNetModel, RegNetConfig(num_labels=10, **regnet)),
+        "regnety_040": (RegNetForImageClassification, RegNetModel, RegNetConfig(num_labels=10, **gated)),
         "resnet50": (ResNetForImageClassification, ResNetModel, ResNetConfig(num_labels=10)),
         "convnext_tiny": (ConvNextForImageClassification, ConvNextModel, ConvNextConfig(num_labels=10)),
     }[name]
@@ -132,10 +157,13 @@ def test_checkpointing_changes_nothing(name):
     plain = create_backbone(name, features_only=True, drop_path_rate=0.3).train()
     spared = deepcopy(plain)
     spared.set_gradient_checkpointing(True)
-    x = torch.randn(4, 3, 48, 64)
+    x, runs = torch.randn(4, 3, 48, 64), {}
     for net in (plain, spared):
+        for s, stage in net.stages.items():
+            stage.register_forward_pre_hook(lambda *_, key=(net is spared, s): runs.update({key: runs.get(key, 0) + 1}))
         torch.manual_seed(1)
         sum(m.square().mean() for m in net(x).values()).backward()
+    assert runs == {(twice, s): 1 + twice for twice in (False, True) for s in plain.stages}, "a checkpointed stage runs twice"
     assert spared.checkpointed_stages == {int(s) for s in spared.stages}
     for (key, p), q in zip(plain.named_parameters(), spared.parameters(), strict=True): assert torch.equal(p.grad, q.grad), key
     for (key, a), b in zip(plain.named_buffers(), spared.named_buffers(), strict=True): assert torch.equal(a, b[1]), key
@@ -204,7 +232,26 @@ def test_what_weights_were_trained_with_goes_into_the_configuration():
     again.load_state_dict(ours.state_dict())
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode(): assert_same(again(x), theirs(x), "rebuilt from its configuration")
-    assert load_weights(again, from_timm("efficientnet_b5").to_empty(device="cpu").state_dict()).adopted == {"norm_eps": 1e-5}
+    with pytest.warns(UserWarning, match="timm's EfficientNet has {'norm_eps': 1e-05}, which are others here"): export_weights(ours, "timm")
+    assert load_weights(again, fill(from_timm("efficientnet_b5")).state_dict()).adopted == {"norm_eps": 1e-5}
+
+
+@pytest.mark.parametrize("way", ["class", "factory", "parts", "backbone"])
+def test_a_registered_model_is_what_it_was_after_weights_changed_it(way, tmp_path):
+    from flame_vision.models import MobileNetV3
+    from flame_vision.versioning import ModelRegistry
+    theirs = fill(from_torchvision("mobilenet_v3_small"))
+    model = {"class": lambda: MobileNetV3("mobilenetv3_small_100"),
+             "parts": lambda: create_model(backbone="mobilenetv3_small_100", head="classifier"),
+             "factory": lambda: create_model("mobilenet_v3_small"), "backbone": lambda: create_model("mobilenet_v3_small")}[way]().eval()
+    report = load_weights(model.backbone if way == "backbone" else model, theirs.state_dict())
+    assert report.adopted == {"norm_eps": 1e-3}
+    registry = ModelRegistry(tmp_path)
+    registry.register("adopted", model=model)
+    again, x = registry.load("adopted").eval(), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode(): assert torch.equal(again(x), model(x))
+    model.set_grad_checkpointing()
+    assert create_model(config=model.config).backbone.checkpointed_stages == {1, 2, 3, 4}
 
 
 def test_padding_comes_with_weights_too():
@@ -230,12 +277,37 @@ def test_numbers_that_are_none_are_told():
     with pytest.warns(UserWarning, match="NaN or infinite numbers in 'blocks.1.0.conv_dw.weight'"): load_weights(ours, theirs)
 
 
+WRONG = {"output_stride": [4], "output_indices": [(7,), "4", (True,)], "drop_path_rate": [1.0, None], "gradient_checkpointing": [(9,), 3],
+         "in_channels": [0, -1, "3"], "norm_eps": [-1.0]}
+
+
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_what_is_refused(name):
-    for wrong, words in ((dict(output_stride=4), "output_stride must be 8, 16 or 32"), (dict(output_indices=(7,)), "there is no stage"),
-                         (dict(drop_path_rate=1.0), "drop_path_rate"), (dict(gradient_checkpointing=(9,)), "there is no stage")):
-        with pytest.raises(ConfigError, match=words): empty_backbone(name, **wrong)
-    with pytest.raises(ConfigError, match="num_classes must be 0"): create_model(name, num_classes=-1)
+    for argument, values in WRONG.items():
+        for value in [v for v in values if not isinstance(v, str) and v is not None and v != 3]:
+            with pytest.raises(ConfigError, match="there is no stage|must|numbers"): empty_backbone(name, **{argument: value})
+    with pytest.raises(ConfigError, match="num_classes must be 0"): empty(create_model, name, num_classes=-1)
+
+
+REFUSE = """
+import sys, torch
+sys.path.insert(0, "tests")
+from test_backbones import ONE_EACH, WRONG, ConfigError, create_backbone, create_model
+for name in ONE_EACH:
+    wrong = [(create_backbone, {k: v}) for k, values in WRONG.items() for v in values]
+    wrong += [(create_model, {"num_classes": n}) for n in ("5", 2.5, True)]
+    for make, arguments in wrong:
+        try:
+            with torch.device("meta"): make(name, **arguments)
+        except ConfigError: continue
+        raise AssertionError((name, arguments))
+"""
+
+
+def test_values_of_a_wrong_type_are_refused_in_our_own_words():
+    "In a process of its own: in this suite the run-time type checks would be faster."
+    ran = subprocess.run([sys.executable, "-c", REFUSE], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 def empty_backbone(name, **arguments):
@@ -247,6 +319,59 @@ def test_a_grid_too_small_for_the_strides():
     for ask in (net.get_output_shape, lambda shape: net(torch.zeros(shape))):
         with pytest.raises(ShapeError, match="the smallest image that its strides leave something of is 32 × 32"): ask([1, 3, 31, 64])
     assert create_backbone("resnet18").get_output_shape([1, 3, 8, 8])[4] == [1, 512, 1, 1], "padded convolutions take any grid"
+
+
+def test_weights_without_a_classifier_leave_a_fresh_one():
+    theirs = fill(from_timm("convnext_tiny", num_classes=0))
+    ours = create_model("convnext_tiny", num_classes=10)
+    report = load_weights(ours, theirs.state_dict())
+    assert report.reinitialised == ["head.fc.weight", "head.fc.bias"] and torch.equal(ours.backbone.stem.conv.weight, theirs.stem[0].weight)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenetv3_small_100", "convnext_tiny", "resnet18"])
+@pytest.mark.parametrize("given", ["name", "module"])
+def test_any_head_goes_on_any_backbone(name, given):
+    "A head of one's own takes the maps by stage, and leaves nothing without a gradient."
+    from flame_vision.architectures import Classifier
+    from flame_vision.heads import register_head
+    from flame_vision.parts import Part
+
+    @register_head("deepest_mean")
+    class DeepestMean(Part):
+        def __init__(self, in_features: int, num_classes: int):
+            super().__init__()
+            self.fc = torch.nn.Linear(in_features, num_classes)
+
+        def forward(self, maps): return self.fc(maps[max(maps)].mean((2, 3)))
+
+    head = "deepest_mean" if given == "name" else DeepestMean(create_backbone(name).num_features, 3)
+    model = Classifier(backbone=name, head=head, num_classes=3 if given == "name" else None)
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_shallower_map_is_classified_without_what_belongs_behind_the_deepest():
+    for name in ("efficientnet_b0", "convnext_tiny"):
+        model = create_model(backbone={"name": name, "arguments": {"output_indices": [2]}}, head="classifier", num_classes=3)
+        assert model.get_output_shape([1, 3, 64, 64]) == [1, 3] and model.num_features() == model.backbone.num_features
+        assert count(model.backbone) == count(create_backbone(name)), "its parameters are the peer's all the same"
+
+
+def test_timms_and_torchvisions_ways_to_ask():
+    import inspect
+
+    import flame_vision.models as models
+    assert models.list_models("mobilenet_v2") == ["mobilenetv2_100"]
+    assert models.list_models(["resnet18", "regnet_y_8gf"]) == ["regnety_080_tv", "resnet18"]
+    tagged = models.list_models("resnet50.a1*", pretrained=True)
+    assert tagged and all(n.startswith("resnet50.a1") for n in tagged)
+    assert "efficientnet_v2_s" in dir(models) and "efficientnet_v2_s" in models.__all__
+    assert "drop_path_rate" in inspect.signature(models.efficientnet_b0).parameters
+    model = models.mobilenet_v3_small(num_classes=4)
+    assert model.get_classifier().out_features == 4
+    model.reset_classifier(6)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 6) and model.config.arguments["num_classes"] == 6
+    with pytest.raises(AttributeError, match="did you mean 'efficientnet_b0'"): _ = models.eficientnet_b0
 
 
 def test_every_published_network_is_a_backbone_too():
@@ -274,7 +399,10 @@ assert all(p.grad is not None for p in spared.parameters())
 """
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "tf_efficientnet_b0", "mobilenetv3_small_100", "regnety_002", "convnext_tiny"])
+TRACED = ["resnet18", "mobilenetv2_050", "tf_efficientnet_b0", "mobilenetv3_small_100", "regnety_002", "convnext_tiny"]
+
+
+@pytest.mark.parametrize("name", [*TRACED, *[pytest.param(n, marks=pytest.mark.slow) for n in ("efficientnet_b0", "efficientnetv2_s")]])
 def test_compiles_and_exports(name):
     "In a process of its own: the suite's run-time shape checks are no part of what a user compiles."
     ran = subprocess.run([sys.executable, "-c", TRACE, name], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -161,7 +161,7 @@ def test_broken_files_can_be_skipped(tmp_path, capsys):
     (["predict", "textures@9.0.0", "x.png"], "9.0.0"),
     (["predict", "textures", "nowhere.png"], "nowhere.png"),
     (["summary", "resnet51"], "did you mean 'resnet50'"),
-    (["summary", "resnet50", "--shape=[1,4,64,64]"], "backbone.stem"),
+    (["summary", "resnet50", "--shape=[1,4,64,64]"], "ResNetBackbone: axis 1 (c) must be 3, got 4"),
     (["models", "vgg*"], "no model matches"),
     (["demmo"], "did you mean 'demo'"),
 ])

@@ -2,7 +2,7 @@
 import pytest
 import timm
 import torch
-from torch import nn
+from peers import assert_same, jitter
 from torchvision import models as tv
 
 from flame_vision.backbones import create_backbone
@@ -11,23 +11,10 @@ from flame_vision.core import summary
 from flame_vision.core.weights import export_weights, load_weights
 from flame_vision.models import create_model
 
-
-def jitter(model, seed=0):
-    "Weights of a seed, and batch norms whose statistics and scales are not those of the start."
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if not isinstance(module, nn.BatchNorm2d): continue
-        for tensor in (module.weight, module.running_var): tensor.data.uniform_(0.5, 1.5, generator=generator)
-        for tensor in (module.bias, module.running_mean): tensor.data.uniform_(-0.2, 0.2, generator=generator)
-    return model.eval()
+LARGE = {"resnet152", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"}  # above 60 M parameters
 
 
-def assert_same(ours, theirs, what):
-    off = (ours - theirs).abs().max() / theirs.abs().max()
-    assert off <= 1e-5, f"{what}: off by {off:.2e} of the largest output"
-
-
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in RESNETS])
 def test_equals_its_references(name):
     torch.manual_seed(0)
     published = tv.get_model_weights(name).DEFAULT.meta

@@ -1,4 +1,5 @@
 "Shape inference on models that others wrote, from many threads, and on what compilers make of ours."
+import copy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -6,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import timm
 import torch
+from torch import nn
+from torch.utils._pytree import tree_map
 
-from flame_vision.core import get_output_shape
+from flame_vision.core import ShapeError, get_output_shape
 from flame_vision.models import resnet18
 
 
@@ -66,3 +69,40 @@ print("equal")
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stdout.strip() == "equal", ran.stderr
+
+
+class OwnCopy(nn.Module):
+    "Copies itself in a way of its own, and looks at its children while it does."
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 5)
+
+    def __deepcopy__(self, memo):
+        made = OwnCopy()
+        made.inner = copy.deepcopy(self.inner, memo)
+        assert made.inner.weight.shape == (5, 4)
+        return made
+
+    def forward(self, x): return self.inner(x)
+
+
+def test_modules_that_copy_themselves_and_shared_ones():
+    shared = nn.Linear(5, 5)
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 5), nn.ReLU()))
+    for module in (OwnCopy(), nn.Sequential(OwnCopy(), shared, shared), nn.Sequential(traced, shared), nn.Sequential(nn.LSTM(4, 5))):
+        before = {k: v.clone() for k, v in module.state_dict().items()}
+        assert get_output_shape(module, [2, 4]) == tree_map(lambda t: list(t.shape), module(torch.randn(2, 4)))
+        assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+
+
+def test_answers_follow_hooks_and_buffers():
+    net = nn.Sequential(nn.Linear(4, 2))
+    first = net.register_forward_hook(lambda m, a, out: out[:, :1])
+    assert get_output_shape(net, [1, 4]) == [1, 1]
+    first.remove()
+    net.register_forward_hook(lambda m, a, out: torch.cat([out, out], 1))
+    assert get_output_shape(net, [1, 4]) == [1, 4]
+
+
+def test_a_lazy_module_is_told_to_run_first():
+    with pytest.raises(ShapeError, match="run it once"): get_output_shape(nn.Sequential(nn.LazyLinear(3)), [1, 4])

@@ -17,6 +17,7 @@ from ..backbones.efficientnet import EFFICIENTNETS, EfficientNetBackbone
 from ..backbones.mobilenet import MOBILENETV2S, MOBILENETV3S, MobileNetV2Backbone, MobileNetV3Backbone
 from ..backbones.regnet import REGNETX, REGNETY, RegNetBackbone
 from ..core.errors import ConfigError
+from ..schemas import PartConfig
 
 # %% ../../nbs/architectures/415_networks.ipynb #0f90c33f
 class NamedNetwork(Classifier):
@@ -32,6 +33,14 @@ class NamedNetwork(Classifier):
         backbone = create_backbone(variant, **{"output_indices": (-1,), **arguments})
         if not isinstance(backbone, self.family): raise ConfigError(f"{type(self).__name__} is made of a {self.family.__name__}, and {variant!r} is a {type(backbone).__name__}")
         super().__init__(backbone, num_classes=num_classes, dropout=dropout)
+
+    @property
+    def config(self) -> PartConfig:
+        "The network's name, and every argument of its backbone as it is now."
+        of_backbone = {k: v for k, v in self.backbone._arguments.items() if k not in ("output_indices", "features_only")}
+        self._name = self._name or self.backbone._name
+        self._arguments = {"num_classes": self.num_classes, "dropout": self._arguments.get("dropout", 0.0), **of_backbone}
+        return super().config
 
 # %% ../../nbs/architectures/415_networks.ipynb #1c177747
 class EfficientNet(NamedNetwork):

@@ -39,6 +39,7 @@ def select_stages(
     stages = tuple(stages)
     if indices is None: return stages
     wanted = [indices] if isinstance(indices, int) else list(indices)
+    if any(type(i) is not int for i in wanted): raise ConfigError(f"output_indices are numbers of stages, got {indices!r}; this backbone has {stages}")
     bad = [i for i in wanted if i not in stages and not (-len(stages) <= i < 0)]
     if bad or not wanted: raise ConfigError(f"output_indices={tuple(wanted)}: there is no stage {bad or 'at all'}; this backbone has {stages}")
     return tuple(sorted({stages[i] if i < 0 else i for i in wanted}))
@@ -65,10 +66,16 @@ class PeerWeights:
         settings: Mapping[str, Any], # Arguments and their values
     ) -> dict[str, Any]:             # Those that changed
         "Become what weights were trained with, and remember it in the configuration. Changes the backbone: call it before threads share it."
-        changed = {name: value for name, value in settings.items() if self._arguments.get(name) != value}
+        changed = self.differing(settings)
         for name, value in changed.items(): getattr(self, f"set_{name}")(value)
         self._arguments = {**self._arguments, **changed}
         return changed
+
+    def differing(self,
+        settings: Mapping[str, Any], # Arguments and their values
+    ) -> dict[str, Any]:             # Those that are others here
+        "What would have to change for weights to give what they gave where they were trained."
+        return {name: value for name, value in settings.items() if self._arguments.get(name) != value}
 
     def set_norm_eps(self,
         eps: float, # Epsilon of the norms
@@ -84,6 +91,7 @@ class PeerWeights:
         "Pad every convolution by another rule. Changes the backbone: call it before threads share it."
         for part in self.modules():
             if isinstance(part, ConvBlock): part.set_padding(padding)
+            elif isinstance(part, Configurable) and "padding" in part._arguments: part._arguments = {**part._arguments, "padding": padding}
 
 # %% ../../nbs/backbones/200_base.ipynb #b64ba0d2
 BACKBONES = Catalogue("backbone", "flame_vision.backbones")
@@ -96,8 +104,7 @@ class BaseBackbone(PeerWeights, Part):
     probe: int = 256                        # Side of the image that `feature_info` is inferred with
     size_divisibility: int = 1              # Sides that are multiples of this are padded by nothing
     output_indices: tuple[int, ...] = ()    # Stages that `forward` returns; set by families that can choose
-    final: nn.Module | None                 # What a published network has between its deepest map and its classifier; without a default, which would hide the module
-    final_pooled: bool = False              # Whether `final` works on pooled vectors rather than on maps
+    final_pooled: bool = False              # Whether `ending` works on pooled vectors rather than on maps
 
     def forward(self,
         x: Float[Tensor, "b c h w"],             # Images
@@ -118,11 +125,15 @@ class BaseBackbone(PeerWeights, Part):
         return self.feature_info[-1].channels
 
     @property
+    def ending(self) -> nn.Module | None:
+        "What a classifier puts behind the deepest map; families that were published with something there say so."
+        return None
+
+    @property
     def classifier_features(self) -> int:
-        "Length of the vector that a classifier gets: that of `final` where there is one, else the channels of the deepest map."
-        final = getattr(self, "final", None)
-        if final is None: return self.num_features
-        return get_output_shape(final, [1, self.num_features] if self.final_pooled else [1, self.num_features, 1, 1])[1]
+        "Length of the vector that a classifier gets: that of `ending` where there is one, else the channels of the deepest map."
+        if self.ending is None: return self.num_features
+        return get_output_shape(self.ending, [1, self.num_features] if self.final_pooled else [1, self.num_features, 1, 1])[1]
 
 # %% ../../nbs/backbones/200_base.ipynb #cba28b38
 class FeatureSelector(Part):

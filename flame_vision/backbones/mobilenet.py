@@ -106,7 +106,7 @@ class MobileNetV3Backbone(RowBackbone):
     flat, final_pooled = True, True
     classifier_keys = {"timm": "classifier.{p}", "torchvision": "classifier.3.{p}"}
     layout_settings = {name: {"timm": dict(padding="same"), "torchvision": dict(padding=None)} if name.startswith("tf_") else
-                       {"timm": dict(norm_eps=1e-5), "torchvision": dict(norm_eps=1e-3)} for name in MOBILENETV3S}
+                       {"timm": dict(norm_eps=1e-5), "torchvision": dict(norm_eps=1e-3)} for name in ("mobilenetv3", *MOBILENETV3S)}
 
     def __init__(self,
         rows: Sequence[Sequence[Any]] = MOBILENETV3_ROWS["large"], # Table of the unscaled network, its lines as in `Row`

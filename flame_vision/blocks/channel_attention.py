@@ -25,8 +25,10 @@ class SqueezeExcitation(Block):
         gate: str = "sigmoid",              # What keeps the scale between 0 and 1
     ):
         super().__init__()
-        hidden = hidden_channels or channels // reduction
-        if hidden < 1: raise ConfigError(f"SqueezeExcitation: reduction={reduction} leaves nothing of {channels} channels")
+        if hidden_channels is None and reduction < 1: raise ConfigError(f"SqueezeExcitation: reduction must be at least 1, got {reduction}")
+        hidden = channels // reduction if hidden_channels is None else hidden_channels
+        said = f"reduction={reduction}" if hidden_channels is None else f"hidden_channels={hidden_channels}"
+        if hidden < 1: raise ConfigError(f"SqueezeExcitation: {said} leaves nothing of {channels} channels")
         self.channels = channels
         self.reduce = nn.Conv2d(channels, hidden, 1)
         self.act = create_activation(act)
@@ -49,8 +51,9 @@ class EfficientChannelAttention(Block):
         kernel_size: int | None = None, # Channels that a gate sees, odd; by default the odd number next to (log2(channels) + 1) / 2
     ):
         super().__init__()
+        if channels < 1: raise ConfigError(f"EfficientChannelAttention: channels must be at least 1, got {channels}")
         if kernel_size is None: kernel_size = max(int(abs(math.log2(channels) + 1) / 2) // 2 * 2 + 1, 3)
-        if kernel_size % 2 == 0: raise ConfigError(f"EfficientChannelAttention: kernel_size must be odd, so that a channel stands in the middle, got {kernel_size}")
+        if kernel_size % 2 == 0 or kernel_size < 1: raise ConfigError(f"EfficientChannelAttention: kernel_size must be odd, so that a channel stands in the middle, got {kernel_size}")
         self.channels = channels
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 

@@ -6,6 +6,7 @@
 __all__ = ['Buffers', 'copied_buffers', 'LentBuffers', 'checkpointed']
 
 # %% ../../nbs/blocks/122_checkpoint.ipynb #0ac83fee
+import threading
 from contextlib import AbstractContextManager, nullcontext
 import torch
 from jaxtyping import Float
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # %% ../../nbs/blocks/122_checkpoint.ipynb #e8c80529
-Buffers = list[tuple[nn.Module, str, Tensor]]  # modules, the names of their buffers, and the buffers
+Buffers = list[tuple[nn.Module, str, Tensor | None]]  # modules, the names of their buffers, and the buffers
 
 # %% ../../nbs/blocks/122_checkpoint.ipynb #f539fccb
 def copied_buffers(
     module: nn.Module, # A segment of a network
 ) -> Buffers:
     "Copies of all buffers of a module."
-    return [(m, name, b.detach().clone()) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+    return [(m, name, None if b is None else b.detach().clone()) for m in module.modules() for name, b in m._buffers.items()]
+
+# %% ../../nbs/blocks/122_checkpoint.ipynb #627ddb7d
+_LENDING = threading.RLock()
 
 # %% ../../nbs/blocks/122_checkpoint.ipynb #8b3da904
 class LentBuffers:
@@ -31,11 +35,13 @@ class LentBuffers:
         self.buffers, self.own = buffers, []
 
     def __enter__(self) -> None:
+        _LENDING.acquire()  # or two threads would give back each other's copies
         self.own = [(m, name, m._buffers[name]) for m, name, _ in self.buffers]
-        for m, name, buffer in self.buffers: m._buffers[name] = buffer.clone()
+        for m, name, buffer in self.buffers: m._buffers[name] = None if buffer is None else buffer.clone()
 
     def __exit__(self, *error: object) -> None:
         for m, name, buffer in self.own: m._buffers[name] = buffer
+        _LENDING.release()
 
 # %% ../../nbs/blocks/122_checkpoint.ipynb #fe085351
 def checkpointed(
@@ -43,7 +49,7 @@ def checkpointed(
     x: Float[Tensor, "b c h w"],     # What it is given
 ) -> Float[Tensor, "b c2 h2 w2"]:    # What it gives, without its intermediate tensors
     "Run a module, and again in the backward pass instead of remembering its inside. Source: Chen et al. 2016, arXiv:1604.06174."
-    if torch.compiler.is_compiling(): return checkpoint(module, x, use_reentrant=False)  # the compiler recomputes no update
+    if torch.compiler.is_compiling(): return checkpoint(module, x, use_reentrant=False)  # a compiler that plans the backward repeats no update
     before = copied_buffers(module)
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]: return nullcontext(), LentBuffers(before)
     return checkpoint(module, x, use_reentrant=False, context_fn=contexts)

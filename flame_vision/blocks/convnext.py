@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .base import Block, check_maps, register_block
 from .drop_path import drop_path as make_drop_path
 from .layers import create_activation
+from ..core.errors import ConfigError
 
 # %% ../../nbs/blocks/128_convnext.ipynb #b8327903
 @register_block("convnext")
@@ -29,6 +30,7 @@ class ConvNeXtBlock(Block):
     ):
         super().__init__()
         self.channels, hidden = channels, int(mlp_ratio * channels)
+        if kernel_size % 2 == 0 or hidden < 1: raise ConfigError(f"ConvNeXtBlock: kernel_size must be odd and mlp_ratio leave a channel, got {kernel_size} and {mlp_ratio}")
         self.depthwise = nn.Conv2d(channels, channels, kernel_size, padding=dilation * (kernel_size - 1) // 2, dilation=dilation, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=norm_eps)
         self.up = nn.Linear(channels, hidden)

@@ -45,8 +45,9 @@ def drop_path_rates(
     depths: Sequence[int],  # Blocks in each stage
     reach: bool = True,     # Whether the last block has the rate itself, or is one step short of it
 ) -> list[list[float]]:     # A probability for each block, stage by stage, rising linearly from 0
-    "The linear decay rule of stochastic depth. Raises: ConfigError. Source: Huang et al. 2016, section 3."
-    if not 0 <= rate < 1: raise ConfigError(f"drop_path_rate must lie in [0, 1), got {rate}")
+    "The linear decay rule of stochastic depth, with its ends as timm and EfficientNet's code have them. Raises: ConfigError. Source: Huang et al. 2016, section 3."
+    if any(depth < 0 for depth in depths): raise ConfigError(f"depths are numbers of blocks, got {list(depths)}")
+    if not isinstance(rate, (int, float)) or not 0 <= rate < 1: raise ConfigError(f"drop_path_rate must lie in [0, 1), got {rate}")
     total = sum(depths)
     steps = max(total - 1, 1) if reach else total
     rates = iter([rate * i / steps for i in range(total)])

@@ -87,10 +87,10 @@ def resample_position_embedding(
     "Scale a position embedding to another grid. Raises: ShapeError. Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.2."
     places = embedding.shape[1] - num_prefix_tokens
     side = int(max(places, 0) ** 0.5)
-    rows, columns = old_grid or (side, side)
+    rows, columns = (side, side) if old_grid is None else pair(old_grid, "old_grid")
     if rows * columns != places:
         raise ShapeError(f"a position embedding of {embedding.shape[1]} tokens, {num_prefix_tokens} of them without a place, "
-                         f"has no grid of {rows} × {columns}" + ("" if old_grid else "; give the old_grid, it is not square"))
+                         f"has no grid of {rows} × {columns}" + ("" if old_grid is not None else "; give the old_grid, it is not square"))
     if not torch.compiler.is_exporting() and (rows, columns) == tuple(new_grid): return embedding
     prefix, grid = embedding[:, :num_prefix_tokens], embedding[:, num_prefix_tokens:].float()   # interpolation needs float32
     grid = grid.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)                               # (1, d, rows, columns)
@@ -117,7 +117,7 @@ def geometric_offsets(
     count: int, # Old offsets along an axis, 2 · side − 1
     new: int,   # New ones
 ) -> Float[Tensor, "count"]: # Where the old offsets lie among the new
-    "Offsets at growing distances that reach as far as the new window. Source: Bao et al. 2021, arXiv:2106.08254, the code."
+    "Offsets at growing distances that reach as far as the new window, or as steps allow that grow by half at most. Source: Bao et al. 2021, arXiv:2106.08254, the code."
     half, low, high = count // 2, 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2

@@ -136,10 +136,12 @@ class PreActivationBlock(Block):
         super().__init__()
         self.in_channels, out_channels = in_channels, out_channels or in_channels
         width = out_channels // 4 if bottleneck else out_channels
+        if width < 1: raise ConfigError(f"PreActivationBlock: out_channels={out_channels} leaves no middle; a quarter of it is a bottleneck's width")
         shared = dict(norm=norm, act=act, norm_eps=norm_eps)
         bare = dict(norm=None, act=None, bias=False, standardise=standardise, padding=padding)
         inner = dict(**shared, standardise=standardise, padding=padding)
         self.norm, self.act = create_norm(norm, in_channels, norm_eps), create_activation(act)
+        if isinstance(self.norm, nn.Identity) and hasattr(self.act, "inplace"): self.act.inplace = False  # it would write into the shortcut
         if bottleneck: first, second = ConvBlock(in_channels, width, 1, **inner), ConvBlock(width, width, 3, stride, dilation=dilation, **inner)
         else: first, second = ConvBlock(in_channels, width, 3, stride, dilation=dilation, **inner), nn.Identity()
         self.conv1, self.conv2 = first, second

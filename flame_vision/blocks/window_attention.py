@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pair', 'window_partition', 'window_reverse', 'relative_position_index', 'RelativePositionBias', 'WindowAttention',
-           'log_offsets', 'LogPositionBias', 'CosineWindowAttention', 'shift_mask', 'by_views', 'moved', 'by_index',
-           'ShiftedWindowBlock', 'attend_in_windows']
+           'check_windows', 'log_offsets', 'LogPositionBias', 'CosineWindowAttention', 'shift_mask', 'by_views',
+           'moved', 'by_index', 'ShiftedWindowBlock', 'attend_in_windows']
 
 # %% ../../nbs/blocks/112_window_attention.ipynb #781437bb
 import math
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .attention import FeedForward, attention_weights, check_heads, create_dropout
+from .attention import FeedForward, check_heads, create_dropout
 from .base import Block, check_tokens, refuse, register_block
 from .drop_path import drop_path as create_drop_path
 from ..core.errors import ConfigError, ShapeError
@@ -27,7 +27,7 @@ def pair(
     least: int = 1,             # Smallest number that makes sense
 ) -> tuple[int, int]:           # For height and width
     "A number for each of the two axes. Raises: ConfigError."
-    found = (value, value) if isinstance(value, int) else tuple(value)
+    found = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
     if len(found) == 2 and all(isinstance(n, int) and n >= least for n in found): return found
     raise ConfigError(f"{name} must be an int of at least {least}, or two of them (height, width), got {value!r}")
 
@@ -95,18 +95,17 @@ class WindowAttention(Block):
     ):
         super().__init__()
         self.dim, self.num_heads, self.head_dim = dim, num_heads, check_heads(self, dim, num_heads)
-        self.window = pair(window_size, "window_size")
+        self.window, self.scale = pair(window_size, "window_size"), self.head_dim ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, qkv_bias)
         self.position_bias: nn.Module = RelativePositionBias(self.window, num_heads)
-        self.attention_dropout = create_dropout(attention_dropout)
-        self.proj, self.proj_dropout = nn.Linear(dim, dim), create_dropout(proj_dropout)
+        self.attention_dropout = create_dropout(attention_dropout, "attention_dropout")
+        self.proj, self.proj_dropout = nn.Linear(dim, dim), create_dropout(proj_dropout, "proj_dropout")
 
     def project(self,
         x: Float[Tensor, "b n c"],          # Tokens of windows
-    ) -> tuple[Tensor, Tensor, Tensor]:     # Queries, scaled, keys and values, each (b, h, n, d)
+    ) -> Sequence[Tensor]:                  # Queries, keys and values, each (b, h, n, d)
         "What the tokens ask, answer and give."
-        q, k, v = self.split(self.qkv(x))
-        return q * self.head_dim ** -0.5, k, v
+        return self.split(self.qkv(x))
 
     def split(self, qkv: Float[Tensor, "b n c3"]) -> Sequence[Tensor]:
         "Cut the projected tokens into queries, keys and values, and these into heads."
@@ -117,16 +116,41 @@ class WindowAttention(Block):
         mask: Float[Tensor, "m n n"] | None = None, # Added to the scores of every m windows in turn, m a divisor of b
         return_attention: bool = False,             # Whether to give the weights too
     ) -> Float[Tensor, "b n c"] | tuple[Float[Tensor, "b n c"], Float[Tensor, "b h n n"]]: # Tokens, and weights where asked for
-        check_tokens(self, x, self.dim)
+        check_windows(self, x, mask)
         q, k, v = self.project(x)
-        bias = self.position_bias()                                     # (h, n, n)
-        if mask is not None:
-            q, k, v = [t.unflatten(0, (-1, mask.shape[0])) for t in (q, k, v)]  # (b / m, m, h, n, d)
-            bias = bias + mask[:, None]                                 # (m, h, n, n)
-        weights = attention_weights(q, k, bias, scale=1.0)
-        out = (self.attention_dropout(weights) @ v).transpose(-3, -2).reshape(x.shape)  # (b, n, h · d)
-        out = self.proj_dropout(self.proj(out))
-        return (out, weights.reshape(-1, *weights.shape[-3:])) if return_attention else out
+        bias = self.position_bias()[None]                               # (1, h, n, n)
+        if mask is not None: bias = bias + mask[:, None]                # (m, h, n, n)
+        written_out = bias.is_cpu and bias.requires_grad or torch.compiler.is_exporting()
+        weights = self.weights(q, k, bias) if written_out or return_attention else None
+        if written_out: out = self.attention_dropout(weights) @ v       # (b, h, n, d)
+        else:
+            if mask is not None: bias = bias.expand(x.shape[0] // mask.shape[0], *bias.shape).flatten(0, 1)
+            p = getattr(self.attention_dropout, "p", 0.0) if self.training else 0.0
+            out = F.scaled_dot_product_attention(q, k, v, bias, p, scale=self.scale)
+        out = self.proj_dropout(self.proj(out.transpose(1, 2).reshape(x.shape)))
+        return (out, weights) if return_attention else out
+
+    def weights(self, q: Tensor, k: Tensor, bias: Tensor) -> Float[Tensor, "b h n n"]:
+        "How much of each value a query takes."
+        scores = (q * self.scale) @ k.transpose(2, 3)
+        return (scores.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1).softmax(-1)
+
+# %% ../../nbs/blocks/112_window_attention.ipynb #9defa85a
+def check_windows(
+    part: Any,              # The block that was given the windows
+    x: Tensor,              # What it was given
+    mask: Tensor | None,    # The mask that came with it
+) -> None:
+    "Make sure that windows and mask are of the block's size. Raises: ShapeError that names the block, what came and what was expected."
+    check_tokens(part, x, part.dim)
+    (h, w), kind, static = part.window, type(part).__name__, not torch.compiler.is_compiling()
+    if static and x.shape[1] != h * w:
+        raise ShapeError(f"{kind}: windows of {h} × {w} have {h * w} tokens, got {x.shape[1]}: {list(x.shape)}")
+    if mask is None: return
+    fits = mask.ndim == 3 and mask.is_floating_point()
+    if fits and static: fits = mask.shape[1] == mask.shape[2] == h * w and mask.shape[0] > 0 and x.shape[0] % mask.shape[0] == 0
+    if not fits: raise ShapeError(f"{kind}: a mask is floating, [m, {h * w}, {h * w}], m a divisor of the {x.shape[0]} windows; "
+                                  f"got {str(mask.dtype).removeprefix('torch.')}, {list(mask.shape)}")
 
 # %% ../../nbs/blocks/112_window_attention.ipynb #eb2dab18
 def log_offsets(
@@ -136,7 +160,7 @@ def log_offsets(
 ) -> Float[Tensor, "offsets 2"]:                # Offset along height and width for each row of a table
     "All offsets in a window on a logarithmic scale, sign(x) · log₂(1 + 8|x|) / 3. Source: Liu et al. 2022, arXiv:2111.09883, equation 4, scaled as its code does."
     axes = []
-    for n, whole in zip(window, reference or window):
+    for n, whole in zip(window, window if reference is None else reference):
         x = torch.arange(1 - n, n, device=device, dtype=torch.float32) / max(whole - 1, 1) * 8
         axes.append(x.sign() * torch.log2(x.abs() + 1) / math.log2(8))
     y, x = axes
@@ -176,19 +200,20 @@ class CosineWindowAttention(WindowAttention):
     ):
         super().__init__(dim, window_size, num_heads, False, attention_dropout, proj_dropout)
         reference = None if pretrained_window_size is None else pair(pretrained_window_size, "pretrained_window_size")
-        self.position_bias = LogPositionBias(self.window, num_heads, reference)
+        self.position_bias, self.scale = LogPositionBias(self.window, num_heads, reference), 1.0
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
         self.q_bias, self.v_bias = [nn.Parameter(torch.zeros(dim)) if qkv_bias else None for _ in "qv"]
 
     def project(self,
         x: Float[Tensor, "b n c"],          # Tokens of windows
-    ) -> tuple[Tensor, Tensor, Tensor]:     # Directions of queries, scaled, and of keys, and values, each (b, h, n, d)
+    ) -> Sequence[Tensor]:                  # Directions of queries, scaled, and of keys, and values, each (b, h, n, d)
         "What the tokens ask, answer and give."
         bias = None
         if self.q_bias is not None and self.v_bias is not None: bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         q, k, v = self.split(F.linear(x, self.qkv.weight, bias))
         scale = self.logit_scale.clamp(max=math.log(100)).exp()     # (h, 1, 1)
-        return F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v
+        eps = max(1e-12, torch.finfo(q.dtype).tiny)                 # padding has keys of zeros, and in half precision 1e-12 is zero
+        return F.normalize(q, dim=-1, eps=eps) * scale, F.normalize(k, dim=-1, eps=eps), v
 
 # %% ../../nbs/blocks/112_window_attention.ipynb #47ccf4fa
 def shift_mask(
@@ -281,6 +306,8 @@ class ShiftedWindowBlock(Block):
     ):
         super().__init__()
         if version not in (1, 2): raise ConfigError(f"ShiftedWindowBlock: version must be 1 or 2, got {version!r}")
+        if pretrained_window_size is not None: pair(pretrained_window_size, "pretrained_window_size")
+        check_heads(self, dim, num_heads)
         self.dim, self.post_norm, self.roll_first = dim, version == 2, roll_first
         self.window, self.shift = pair(window_size, "window_size"), pair(shift, "shift", least=0)
         if any(s >= n for s, n in zip(self.shift, self.window)): raise ConfigError(f"a shift of {self.shift} must be less than the window, {self.window}")

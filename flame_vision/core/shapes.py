@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_map
 from .errors import ConfigError, ShapeError
 
@@ -93,7 +94,7 @@ def empty_copy(
         if copies_plainly(type(part)): memo[id(part)] = type(part).__new__(type(part))
         for t in tensors_in(vars(part)):
             memo[id(t)] = nn.Parameter(empty(t), requires_grad=False) if isinstance(t, nn.Parameter) else empty(t)
-    for part in parts:
+    for part in reversed(parts):  # children first: a parent that is copied in a way of its own may look at them
         if not copies_plainly(type(part)): continue
         fields = vars(memo[id(part)])
         for name, value in vars(part).items():
@@ -206,9 +207,9 @@ def structure(
 def holdings(
     parts: list[nn.Module], # Modules
 ) -> list[Any]:             # Equal as long as shapes, types and hooks are
-    "Shapes and types of the parameters that modules hold themselves, and how many hooks they have."
-    held: list[Any] = [p if p is None else (p.shape, p.dtype) for part in parts for p in part._parameters.values()]
-    held.append(sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts))
+    "Shapes and types of the parameters and buffers that modules hold themselves, and the numbers of their hooks, which are never given twice."
+    held: list[Any] = [t if t is None else (t.shape, t.dtype) for part in parts for t in (*part._parameters.values(), *part._buffers.values())]
+    held += [number for part in parts for number in (*part._forward_hooks, *part._forward_pre_hooks)]
     return held
 
 # %% ../../nbs/core/010_shapes.ipynb #9484b9c3
@@ -290,6 +291,8 @@ def get_output_specs(
 
     Raises: ShapeError that names the submodule which does not fit.
     """
+    if lazy := [name for name, p in module.named_parameters() if isinstance(p, UninitializedParameter)] if module not in _twins else []:
+        raise ShapeError(f"{type(module).__name__} does not know the shape of {lazy[0]!r} yet, which is set by its first forward; run it once")
     twin = _twins.get(module)
     if twin is None or not twin.fits(module):
         with _building:

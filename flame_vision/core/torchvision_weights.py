@@ -6,8 +6,10 @@
 __all__ = ['find_torchvision', 'torchvision_provenance', 'load_torchvision']
 
 # %% ../../nbs/core/027_torchvision_weights.ipynb #261a8cea
+import pickle
 import re
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 import torch
@@ -63,6 +65,8 @@ def load_torchvision(
     found = find_torchvision(name, weights)
     checked = re.search(r"-[a-f0-9]{8,}\.", found.url) is not None
     try: state = torch.hub.load_state_dict_from_url(found.url, map_location="cpu", progress=False, check_hash=checked, weights_only=True)
+    except (EOFError, pickle.UnpicklingError) as e:
+        raise WeightsError(f"{Path(found.url).name} in {torch.hub.get_dir()}/checkpoints is damaged; delete it, and it will be fetched again") from e
     except (URLError, OSError, RuntimeError, ValueError) as e:
         raise WeightsError(f"cannot get {found.url}: {first_line(e)}; go online, or put the file into {torch.hub.get_dir()}/checkpoints") from e
     report = load_weights(model, state)

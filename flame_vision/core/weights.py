@@ -325,7 +325,9 @@ def check_keys(
     unexpected = unknown + [names[k] for k in extra if not k.startswith(dropped)]
     missing = [k for k in own if k not in moved]
     report.absent = [k for k in missing if k.endswith(OPTIONAL)]
-    missing = [k for k in missing if not k.endswith(OPTIONAL)]
+    missing, classifier = [k for k in missing if not k.endswith(OPTIONAL)], getattr(model, "classifier", None)
+    if classifier and report.layout != "native" and missing and all(k.startswith(classifier) for k in missing):
+        report.reinitialised, missing = missing, []  # published without a classifier
     if not missing and not unexpected: return
     fits = sum(k in own for k in moved)
     raise WeightsError(
@@ -402,7 +404,12 @@ def export_weights(
     model: nn.Module,  # A model with key maps
     layout: str,       # Layout to write: `"timm"`, `"torchvision"`, …
 ) -> dict[str, Tensor]:# State dict in that layout, sharing the model's memory
-    "A model's weights in somebody else's layout. Raises: WeightsError for a layout that the model does not know."
+    """A model's weights in somebody else's layout. Warns where theirs has settings, such as a norm's epsilon, that are others here.
+
+    Raises: WeightsError for a layout that the model does not know.
+    """
     maps = {m.layout: m for m in (NATIVE, *getattr(model, "key_maps", ()))}
     if layout not in maps: raise WeightsError(f"{type(model).__name__} has no layout {layout!r}; {did_you_mean(layout, maps)}")
+    if maps[layout].settings and (others := model.differing(maps[layout].settings)):
+        warnings.warn(f"{layout}'s {type(model).__name__} has {others}, which are others here: it will give other outputs with these weights", stacklevel=2)
     return maps[layout].convert(model.state_dict(), to="theirs")
