@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from torch import nn
-from .architectures.base import ARCHITECTURES
+from .architectures.base import ARCHITECTURES, Classifier
 from .architectures.cnn import ResNet as ResNet, ResNetBlockType as ResNetBlockType
 from .architectures.networks import ConvNeXt as ConvNeXt, EfficientNet as EfficientNet, MobileNetV2 as MobileNetV2
 from .architectures.networks import MobileNetV3 as MobileNetV3, RegNet as RegNet
@@ -62,7 +62,7 @@ def torchvision_name(
 # %% ../nbs/450_models.ipynb #c800665b
 def factory(
     name: str, # Name of a published network
-) -> Callable[..., Any]:
+) -> Callable[..., Classifier]:
     "A function that makes a published network, with a signature and a docstring of its own."
     def make_published(num_classes: int = 1000, pretrained: bool | str = False, weights: Any = None, **arguments: Any) -> Any:
         return published(name, pretrained, weights, num_classes=num_classes, **arguments)
@@ -74,7 +74,7 @@ def factory(
     return make_published
 
 # %% ../nbs/450_models.ipynb #ecf8a947
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Callable[..., Classifier]:
     "A published network's function, made at first use. Raises: AttributeError with the nearest names."
     if not name.startswith("_") and (name in ARCHITECTURES.aliases or name in PUBLISHED) and name in ARCHITECTURES:
         globals()[name] = factory(name)
@@ -112,7 +112,7 @@ def create_model(
     if pretrained: load_published(model, name, given, pretrained)
     return model
 
-# %% ../nbs/450_models.ipynb #69b479e7
+# %% ../nbs/450_models.ipynb #6be84537
 def with_tag(
     name: str,              # A network's name, perhaps with the tag of its weights: `"resnet50.a1_in1k"`
     pretrained: bool | str, # Whether to load weights, or which
@@ -168,5 +168,5 @@ def list_models(
     tagged = [(full.partition(".")[0], full) for full in list_pretrained()]
     return [full for name, full in tagged if name in PUBLISHED and fits(name, full)]
 
-# %% ../nbs/450_models.ipynb #354d9d09
+# %% ../nbs/450_models.ipynb #9b0bde91
 __all__ = [*globals().get("__all__", ()), *sorted({*__dir__()} - {*globals().get("__all__", ())})]  # `from flame_vision.models import *`, as from torchvision's
