@@ -85,8 +85,8 @@ def pair_with_timm(
 ) -> tuple[nn.Module, nn.Module]:
     "Our network and timm's, with the same weights, without dropout."
     import timm
-    theirs = timm.create_model(name)
     ours = create_model(name, dropout=0.0)
+    theirs = timm.create_model(name)
     load_weights(ours, theirs.state_dict())
     return ours, theirs
 

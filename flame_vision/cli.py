@@ -202,7 +202,7 @@ def models(
 # %% ../nbs/960_cli.ipynb #be50dbde
 def bench(
     suite: str = "backbones",           # What to measure: backbones (against timm's) or shapes (against a forward)
-    names: list[str] | None = None,     # Networks, by timm's names; one of each family by default
+    names: str | None = None,           # Networks, by timm's names, with commas between; one of each family by default
     rounds: int = 11,                   # How often each runs
     batch_size: int = 4,                # Images in a batch
     image_size: int = 224,              # Their sides
@@ -215,7 +215,7 @@ def bench(
     import torch
     from flame_vision.benchmarks import FAMILIES, run_suite
     if threads: torch.set_num_threads(threads)
-    settings = dict(names=tuple(names or FAMILIES), rounds=rounds, image_size=image_size)
+    settings = dict(names=tuple(names.split(",") if names else FAMILIES), rounds=rounds, image_size=image_size)
     if suite == "backbones": settings |= dict(batch_size=batch_size, channels_last=channels_last, device=device)
     run_suite(suite, json, **settings)
 

@@ -270,3 +270,19 @@ def test_a_wandb_server_that_cannot_be_reached_costs_the_run_nothing(pictures, t
     assert ran.returncode == 0, ran.stderr
     assert "this run is recorded offline" in ran.stderr and ran.stderr.count("\n") == 1
     assert list(next((tmp_path / "runs").iterdir()).glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("suite, keys", [("backbones", {"ours", "theirs", "ratio", "spread"}), ("shapes", {"forward", "first", "remembered"})])
+def test_bench_prints_a_table_and_writes_what_it_measured(suite, keys, tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    words = ["bench", suite, "--names=mobilenetv3_small_050,resnet18", "--rounds=2", "--image_size=32", f"--json={path}"]
+    assert main(words) == 0
+    written, shown = json.loads(path.read_text()), capsys.readouterr().out.splitlines()
+    assert len(shown) == 2 + len(written["results"]) and "threads" in shown[0] and shown[1].startswith("network")
+    assert {r["name"] for r in written["results"]} == {"mobilenetv3_small_050", "resnet18"} and written["machine"]["cores"] >= 1
+    assert all(keys <= set(r) and min(v for v in r.values() if isinstance(v, float)) > 0 for r in written["results"])
+
+
+def test_bench_of_nothing_known(capsys):
+    assert main(["bench", "backbonez"]) == 2 and "there is backbones, shapes" in capsys.readouterr().err
+    assert main(["bench", "backbones", "--names=resnet51"]) == 1 and "did you mean 'resnet50'" in capsys.readouterr().err

@@ -208,8 +208,12 @@ def holdings(
     parts: list[nn.Module], # Modules
 ) -> list[Any]:             # Equal as long as shapes, types and hooks are
     "Shapes and types of the parameters and buffers that modules hold themselves, and the numbers of their hooks, which are never given twice."
-    held: list[Any] = [t if t is None else (t.shape, t.dtype) for part in parts for t in (*part._parameters.values(), *part._buffers.values())]
-    held += [number for part in parts for number in (*part._forward_hooks, *part._forward_pre_hooks)]
+    held: list[Any] = []
+    for part in parts:
+        own = part.__dict__  # past PyTorch's `__getattr__`; this runs at every question
+        if own["_parameters"]: held += [t if t is None else (t.shape, t.dtype) for t in own["_parameters"].values()]
+        if own["_buffers"]: held += [t if t is None else (t.shape, t.dtype) for t in own["_buffers"].values()]
+        if own["_forward_hooks"] or own["_forward_pre_hooks"]: held += (*own["_forward_hooks"], *own["_forward_pre_hooks"])
     return held
 
 # %% ../../nbs/core/010_shapes.ipynb #9484b9c3
@@ -249,6 +253,8 @@ def shortened(
 class Twin:
     "A module's meta twin, and the answers that it gave."
     def __init__(self, module: nn.Module):
+        lazy = [name for name, p in module.named_parameters() if isinstance(p, UninitializedParameter)]
+        if lazy: raise ShapeError(f"{type(module).__name__} does not know the shape of {lazy[0]!r} yet, which is set by its first forward; run it once")
         parts = structure(module)
         self.parts, self.held = [weakref.ref(part) for part in parts], holdings(parts)
         self.lock, self.answers = threading.Lock(), {}
@@ -291,8 +297,6 @@ def get_output_specs(
 
     Raises: ShapeError that names the submodule which does not fit.
     """
-    if lazy := [name for name, p in module.named_parameters() if isinstance(p, UninitializedParameter)] if module not in _twins else []:
-        raise ShapeError(f"{type(module).__name__} does not know the shape of {lazy[0]!r} yet, which is set by its first forward; run it once")
     twin = _twins.get(module)
     if twin is None or not twin.fits(module):
         with _building:
