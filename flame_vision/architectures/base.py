@@ -171,7 +171,7 @@ class ClassifierMixin:
     def reset_classifier(self, num_classes: int) -> None:
         "Put on a new head for this many classes, 0 for none. Changes the model: call it before threads share it. Raises: ConfigError."
         head = self.head.config if isinstance(self.head, Part) else "classifier"
-        self.head = build_head(head, self.num_features(), num_classes, self._arguments.get("dropout", 0.0))
+        self.head = build_head(head, self.head_features(head), num_classes, self._arguments.get("dropout", 0.0))
         self._arguments = {**self._arguments, "num_classes": num_classes}
         self.class_names = None
 
@@ -275,8 +275,7 @@ class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
         if isinstance(backbone, str): self.backbone = build_named_backbone(backbone, output_indices=(-1,), in_channels=in_channels, features_only=bare)
         else: self.backbone = build_backbone(backbone)
         known = head is None or isinstance(head, nn.Module)
-        in_features = 0 if known else self.backbone.num_features if bare and neck is None else self.num_features()
-        self.head = build_head(head, in_features, num_classes, dropout)
+        self.head = build_head(head, 0 if known else self.head_features(head), num_classes, dropout)
 
     def forward(self,
         x: Float[Tensor, "b c h w"],                                # Images
@@ -288,16 +287,17 @@ class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
 
     def finish(self, features: Any) -> Float[Tensor, "b c h w"]:
         "The deepest map, with what a published network has behind it."
-        ending = getattr(self.backbone, "ending", None)
-        plain = ending is None or self.backbone.final_pooled or self.neck is not None
-        return deepest(features) if plain else ending(deepest(features))
+        return self.end(deepest(features), pooled=False)
 
     def pool(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2"]:
         "One vector for each image, with what a published network does to it before it classifies."
         vectors = self.head.pool(maps) if hasattr(self.head, "pool") else maps.mean((2, 3))
+        return self.end(vectors, pooled=True)
+
+    def end(self, x: Tensor, pooled: bool) -> Tensor:
+        "What a published network has behind its deepest map, if it stands at this place; a neck takes its place."
         ending = getattr(self.backbone, "ending", None)
-        plain = ending is None or not self.backbone.final_pooled or self.neck is not None
-        return vectors if plain else ending(vectors)
+        return x if ending is None or self.neck is not None or self.backbone.final_pooled != pooled else ending(x)
 
     def forward_features(self,
         x: Float[Tensor, "b c h w"] | Sequence[int] | TensorSpec,  # Images, or just their shape
@@ -317,3 +317,7 @@ class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
             return vectors if pre_logits or self.head is None else self.head.classify(vectors)
         if pre_logits: raise ConfigError(f"{type(self.head).__name__} has no vectors before its scores; a head that has them defines pool(maps) and classify(vectors)")
         return self.head(maps)
+
+    def head_features(self, head: Any) -> int:
+        "Channels of what a head is given: the vector before the classifier, or, for a head that takes maps, the backbone's deepest map."
+        return self.num_features() if self.neck is not None or classifies(head) else self.backbone.num_features
