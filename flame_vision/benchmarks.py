@@ -77,7 +77,8 @@ def hardware(
     return found
 
 # %% ../nbs/950_benchmarks.ipynb #08d74a07
-FAMILIES = ("resnet50", "efficientnet_b0", "efficientnetv2_s", "mobilenetv2_100", "mobilenetv3_large_100", "regnety_008", "convnext_tiny")
+FAMILIES = ("resnet50", "efficientnet_b0", "efficientnetv2_s", "mobilenetv2_100", "mobilenetv3_large_100", "regnety_008", "convnext_tiny",
+            "vit_small_patch16_224", "swin_tiny_patch4_window7_224")
 
 # %% ../nbs/950_benchmarks.ipynb #fe285af8
 def pair_with_timm(
@@ -86,7 +87,7 @@ def pair_with_timm(
     "Our network and timm's, with the same weights, without dropout."
     import timm
     ours = create_model(name, dropout=0.0)
-    theirs = timm.create_model(name)
+    theirs = timm.create_model(name, drop_path_rate=0.0)  # some have another default
     load_weights(ours, theirs.state_dict())
     return ours, theirs
 

@@ -10,14 +10,19 @@ LARGE = 60e6  # parameters above which only keys and shapes are compared
 
 
 def fill(model, seed=0):
-    "Weights of a seed in an empty model: kernels that keep the signal's scale, norms whose statistics and scales are not those of the start."
+    "Weights of a seed in an empty model: kernels that keep the signal's scale, norms unlike those of the start. What is computed stays."
     generator = torch.Generator().manual_seed(seed)
+    computed = {k: b.clone() for k, b in model.named_buffers() if not b.is_meta and not re.search(r"running_|num_batches", k)}
     model.to_empty(device="cpu")
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
         if not t.is_floating_point(): t.data.zero_()
         elif t.ndim > 1 and t[0].numel() > 1: t.data.normal_(0, (1 / t[0].numel()) ** 0.5, generator=generator)
         elif re.search(r"bias|running_mean", name): t.data.uniform_(-0.2, 0.2, generator=generator)
         else: t.data.uniform_(0.5, 1.5, generator=generator)
+    for name, b in model.named_buffers():
+        if name in computed: b.copy_(computed[name])
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"): module.init_non_persistent_buffers()  # timm's, of a model made on the meta device
     return model.eval()
 
 
@@ -29,7 +34,9 @@ def empty(make, *args, **kwargs):
 
 
 def from_timm(name, **arguments): return empty(timm.create_model, name, **arguments)
-def from_torchvision(name): return empty(tv.get_model, name)
+def from_torchvision(name, **arguments):
+    if "swin" in name: return tv.get_model(name, **arguments)  # it computes indices, which the meta device would lose
+    return empty(tv.get_model, name, **arguments)
 
 
 def count(model): return sum(p.numel() for p in model.parameters())

@@ -16,9 +16,9 @@ from flame_vision.architectures.base import ARCHITECTURES
 from flame_vision.backbones import create_backbone, list_backbones
 from flame_vision.core import ConfigError, ShapeError, WeightsError, summary
 from flame_vision.core.weights import export_weights, load_weights
-from flame_vision.models import PUBLISHED, create_model, torchvision_name
+from flame_vision.models import CONVOLUTIONAL, PUBLISHED, create_model, torchvision_name
 
-NAMES = list(PUBLISHED)
+NAMES = list(CONVOLUTIONAL)
 SIZES = ((64, 64), (97, 65))
 
 

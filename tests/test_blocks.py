@@ -39,7 +39,10 @@ IN_TEST_ATTENTION = {"multi_head_attention", "cross_attention", "feed_forward", 
                      "window_attention", "cosine_window_attention", "shifted_window", "patch_embed"}
 
 
-def test_every_block_is_tested(): assert set(list_blocks()) <= set(CASES) | IN_TEST_ATTENTION
+IN_TEST_TRANSFORMERS = {"tokens"}
+
+
+def test_every_block_is_tested(): assert set(list_blocks()) <= set(CASES) | IN_TEST_ATTENTION | IN_TEST_TRANSFORMERS
 
 
 VARIANTS = {  # what else a block can be, beside the case of its name

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from .networks import MobileNetV2 as MobileNetV2
     from .networks import MobileNetV3 as MobileNetV3
     from .networks import RegNet as RegNet
+    from .transformer import HybridTransformer as HybridTransformer
+    from .transformer import SwinTransformer as SwinTransformer
+    from .transformer import VisionTransformer as VisionTransformer
 
-CATALOGUE_MODULES = ("base", "cnn", "networks")
+CATALOGUE_MODULES = ("base", "cnn", "networks", "transformer")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

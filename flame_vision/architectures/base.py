@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'CHANGEABLE', 'register_architecture', 'list_architectures', 'register_architectures',
            'BaseArchitecture', 'build_backbone', 'build_named_backbone', 'deepest', 'ClassifierMixin',
-           'ComposedWeights', 'build_head', 'classifies', 'Classifier']
+           'ComposedWeights', 'build_head', 'classifies', 'ClassifierForward', 'Classifier']
 
 # %% ../../nbs/architectures/400_base.ipynb #6650878b
 import inspect
@@ -18,7 +18,7 @@ from ..core.errors import ConfigError
 from ..core.names import Catalogue
 from ..core.pretrained import Provenance
 from ..core.shapes import TensorSpec, get_output_shape, get_output_specs
-from ..core.weights import KeyMap, rename
+from ..core.key_maps import KeyMap, rename
 from ..heads.classifier import HEADS
 from ..parts import Part, build, part_config, remember
 from ..predictions import Classification, classify
@@ -120,7 +120,7 @@ def deepest(
     return features[max(features)] if isinstance(features, Mapping) else features
 
 # %% ../../nbs/architectures/400_base.ipynb #bbe57327
-CHANGEABLE = ("norm_eps", "padding", "final_norm_eps", "gradient_checkpointing")  # of a backbone's arguments, those that can change after it was made
+CHANGEABLE = ("norm_eps", "padding", "final_norm_eps", "roll_first", "gradient_checkpointing")  # of a backbone's arguments, those that can change after it was made
 
 # %% ../../nbs/architectures/400_base.ipynb #3736e44e
 class ClassifierMixin:
@@ -144,8 +144,7 @@ class ClassifierMixin:
         if not hasattr(self.backbone, "num_features"):
             raise ConfigError(f"{type(self.backbone).__name__} does not say how many channels its deepest map has; derive it from BaseBackbone, or define num_features")
         if self.neck is None: return getattr(self.backbone, "classifier_features", self.backbone.num_features)
-        side = self.backbone.probe
-        return deepest(get_output_shape(nn.Sequential(self.backbone, self.neck), [1, self.backbone.in_channels, side, side]))[1]
+        return deepest(get_output_shape(nn.Sequential(self.backbone, self.neck), self.backbone.probe_shape))[1]
 
     def has_classifier(self) -> bool:
         "Whether there is a head."
@@ -211,6 +210,14 @@ class ComposedWeights:
         "Let the backbone become what weights were trained with. Changes the model: call it before threads share it."
         return self.backbone.adopt(settings)
 
+    def resample(self,
+        key: str,        # A key of ours
+        tensor: Tensor,  # What weights have for it, learnt on another grid
+    ) -> Tensor | None:  # The same for this model's grid; None where it is nothing of the kind
+        "Let the backbone scale what was learnt on another grid. Raises: WeightsError."
+        scale = getattr(self.backbone, "resample", None)
+        return scale(key.removeprefix("backbone."), tensor) if scale and key.startswith("backbone.") else None
+
     def differing(self,
         settings: Mapping[str, Any], # Arguments of the backbone and their values
     ) -> dict[str, Any]:             # Those that are others here
@@ -257,9 +264,53 @@ def classifies(
     if head is None: return True
     return hasattr(head if isinstance(head, nn.Module) else HEADS[part_config(head).name], "classify")
 
+# %% ../../nbs/architectures/400_base.ipynb #1c721b70
+class ClassifierForward:
+    "How images become scores: features, what a published network has behind them, one vector, the classifier."
+    backbone: Any
+    neck: Any
+    head: Any
+
+    def forward(self,
+        x: Float[Tensor, "b c h w"],    # Images
+        return_attention: bool = False, # Whether to give the backbone's attention weights too
+    ) -> Any: # Scores before the softmax (b, classes), or the deepest map without a head; with the weights where asked for
+        features, weights = self.look(x, self.head is not None and self.reads_tokens, return_attention)
+        if self.head is None: out = self.finish(features)
+        else: out = self.head.classify(self.pool(self.finish(features))) if hasattr(self.head, "classify") else self.head(features)
+        return (out, weights) if return_attention else out
+
+    @property
+    def reads_tokens(self) -> bool:
+        "Whether the classifier reads tokens, one of which may stand for the image, instead of a map."
+        return self.neck is None and getattr(self.backbone, "gives_tokens", False) and classifies(self.head)
+
+    def look(self, x: Tensor, tokens: bool, return_attention: bool = False) -> tuple[Any, Any]:
+        "What the head is given, maps by stage or tokens, and attention weights where asked for. Raises: ConfigError where there are none."
+        run = self.backbone.forward_tokens if tokens else self.backbone
+        if return_attention and "return_attention" not in inspect.signature(self.backbone.forward).parameters:
+            raise ConfigError(f"{type(self.backbone).__name__} has no attention that it could return")
+        features, weights = run(x, return_attention=True) if return_attention else (run(x), None)
+        return (features if self.neck is None else self.neck(features)), weights
+
+    def finish(self, features: Any) -> Float[Tensor, "b ..."]:
+        "The deepest map or the tokens, with what a published network has behind them."
+        return self.end(deepest(features), pooled=False)
+
+    def pool(self, maps: Float[Tensor, "b c h w"] | Float[Tensor, "b n c"]) -> Float[Tensor, "b c2"]:
+        "One vector for each image, with what a published network does to it before it classifies."
+        if maps.ndim == 3: vectors = self.backbone.pool_tokens(maps)
+        else: vectors = self.head.pool(maps) if hasattr(self.head, "pool") else maps.mean((2, 3))
+        return self.end(vectors, pooled=True)
+
+    def end(self, x: Tensor, pooled: bool) -> Tensor:
+        "What a published network has behind its deepest map, if it stands at this place; a neck takes its place."
+        ending = getattr(self.backbone, "ending", None)
+        return x if ending is None or self.neck is not None or self.backbone.final_pooled != pooled else self.backbone.finish(x)
+
 # %% ../../nbs/architectures/400_base.ipynb #59bb94fc
 @register_architecture("classifier", "custom")
-class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
+class Classifier(ClassifierForward, ClassifierMixin, ComposedWeights, BaseArchitecture):
     "A backbone and a classification head. Without a head it gives the deepest feature map."
     def __init__(self,
         backbone: str | PartConfig | Mapping | nn.Module,                   # A name, a configuration, or a backbone
@@ -277,38 +328,15 @@ class Classifier(ClassifierMixin, ComposedWeights, BaseArchitecture):
         known = head is None or isinstance(head, nn.Module)
         self.head = build_head(head, 0 if known else self.head_features(head), num_classes, dropout)
 
-    def forward(self,
-        x: Float[Tensor, "b c h w"],                                # Images
-    ) -> Float[Tensor, "b classes"] | Float[Tensor, "b c2 h2 w2"]:  # Scores before the softmax; the deepest map without a head
-        features = self.backbone(x)
-        if self.neck is not None: features = self.neck(features)
-        if self.head is None: return self.finish(features)
-        return self.head.classify(self.pool(self.finish(features))) if hasattr(self.head, "classify") else self.head(features)
-
-    def finish(self, features: Any) -> Float[Tensor, "b c h w"]:
-        "The deepest map, with what a published network has behind it."
-        return self.end(deepest(features), pooled=False)
-
-    def pool(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2"]:
-        "One vector for each image, with what a published network does to it before it classifies."
-        vectors = self.head.pool(maps) if hasattr(self.head, "pool") else maps.mean((2, 3))
-        return self.end(vectors, pooled=True)
-
-    def end(self, x: Tensor, pooled: bool) -> Tensor:
-        "What a published network has behind its deepest map, if it stands at this place; a neck takes its place."
-        ending = getattr(self.backbone, "ending", None)
-        return x if ending is None or self.neck is not None or self.backbone.final_pooled != pooled else ending(x)
-
     def forward_features(self,
         x: Float[Tensor, "b c h w"] | Sequence[int] | TensorSpec,  # Images, or just their shape
-    ) -> Any:                                                      # The deepest feature map (b, c2, h2, w2), or its spec
+    ) -> Any:                                                      # The deepest feature map (b, c2, h2, w2) or tokens (b, n, c2), or their spec
         "What the classifier is shown. Raises: ShapeError."
         if not isinstance(x, Tensor): return get_output_specs(self, x, method="forward_features")
-        features = self.backbone(x)
-        return self.finish(features if self.neck is None else self.neck(features))
+        return self.finish(self.look(x, self.reads_tokens)[0])
 
     def forward_head(self,
-        maps: Float[Tensor, "b c h w"], # What `forward_features` gives
+        maps: Float[Tensor, "b c h w"] | Float[Tensor, "b n c"], # What `forward_features` gives
         pre_logits: bool = False,       # Stop before the classifier
     ) -> Float[Tensor, "b _"]:          # Scores before the softmax, or the vectors that they are computed from
         "From the deepest map to scores, or to the vector that stands for an image. Raises: ConfigError for a head of one's own that does not pool."

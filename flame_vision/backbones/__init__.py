@@ -13,15 +13,22 @@ if TYPE_CHECKING:
     from .base import register_variants as register_variants
     from .convnext import ConvNeXtBackbone as ConvNeXtBackbone
     from .efficientnet import EfficientNetBackbone as EfficientNetBackbone
+    from .hybrid import HybridBackbone as HybridBackbone
     from .mobilenet import MobileNetV2Backbone as MobileNetV2Backbone
     from .mobilenet import MobileNetV3Backbone as MobileNetV3Backbone
+    from .plain import PlainTransformer as PlainTransformer
+    from .pyramid import SimpleFeaturePyramid as SimpleFeaturePyramid
     from .regnet import RegNetBackbone as RegNetBackbone
     from .regnet import RegNetBlock as RegNetBlock
     from .resnet import ResNetBackbone as ResNetBackbone
     from .resnet import ResNetBlockType as ResNetBlockType
+    from .resnetv2_stem import ResNetV2Stem as ResNetV2Stem
     from .rows import Row as Row
     from .rows import RowBackbone as RowBackbone
+    from .swin import SwinBackbone as SwinBackbone
+    from .vit import ViTBackbone as ViTBackbone
+    from .vit import attention_rollout as attention_rollout
 
-CATALOGUE_MODULES = ("resnet", "regnet", "convnext", "efficientnet", "mobilenet")
+CATALOGUE_MODULES = ("resnet", "regnet", "convnext", "efficientnet", "mobilenet", "swin", "vit", "hybrid")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

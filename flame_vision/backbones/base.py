@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from ..blocks.conv import ConvBlock
 from ..core.errors import ConfigError, UnknownNameError
+from ..core.key_maps import KeyMap, drop
 from ..core.names import Catalogue
 from ..core.pretrained import load_pretrained
 from ..core.shapes import get_output_shape
-from ..core.weights import KeyMap, drop
 from ..parts import Configurable, Part, make
 
 # %% ../../nbs/backbones/200_base.ipynb #249cece7
@@ -105,6 +105,7 @@ class BaseBackbone(PeerWeights, Part):
     size_divisibility: int = 1              # Sides that are multiples of this are padded by nothing
     output_indices: tuple[int, ...] = ()    # Stages that `forward` returns; set by families that can choose
     final_pooled: bool = False              # Whether `ending` works on pooled vectors rather than on maps
+    gives_tokens: bool = False              # Whether a classifier reads `forward_tokens` and `pool_tokens` rather than the deepest map
 
     def forward(self,
         x: Float[Tensor, "b c h w"],             # Images
@@ -112,12 +113,17 @@ class BaseBackbone(PeerWeights, Part):
         raise NotImplementedError(f"{type(self).__name__} must define forward(x) and return feature maps by stage")
 
     @property
+    def probe_shape(self) -> list[int]:
+        "Shape of the image that `feature_info` is inferred with; a family that takes one size only says so here."
+        return [1, self.in_channels, self.probe, self.probe]
+
+    @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         "Stage, channels and stride of each map that `forward` returns, inferred from its shapes."
-        shapes = self.get_output_shape([1, self.in_channels, self.probe, self.probe])
+        shapes = self.get_output_shape(self.probe_shape)
         if not isinstance(shapes, dict):
             raise ConfigError(f"{type(self).__name__}.forward must return a dict of feature maps by stage, it returns {shapes}")
-        return tuple(FeatureInfo(stage, shape[1], round(self.probe / shape[2])) for stage, shape in shapes.items())
+        return tuple(FeatureInfo(stage, shape[1], round(self.probe_shape[2] / shape[2])) for stage, shape in shapes.items())
 
     @property
     def num_features(self) -> int:
@@ -128,6 +134,12 @@ class BaseBackbone(PeerWeights, Part):
     def ending(self) -> nn.Module | None:
         "What a classifier puts behind the deepest map; families that were published with something there say so."
         return None
+
+    def finish(self,
+        x: Float[Tensor, "b ..."],  # The deepest map (b, c, h, w), or where `final_pooled` its pooled vector (b, c)
+    ) -> Float[Tensor, "b ..."]:    # The same as the classifier sees it
+        "Apply `ending`."
+        return x if self.ending is None else self.ending(x)
 
     @property
     def classifier_features(self) -> int:
@@ -162,7 +174,7 @@ def register_backbone(
     return BACKBONES.register(name, *aliases)
 
 # %% ../../nbs/backbones/200_base.ipynb #a35766d3
-ADJUSTABLE = ("norm_eps", "padding")  # of a variant's arguments, those that weights may bring with them stay arguments
+ADJUSTABLE = ("norm_eps", "padding", "roll_first", "img_size", "patch_size", "window_size", "dynamic")  # of a variant's arguments, those that weights may bring with them stay arguments
 
 # %% ../../nbs/backbones/200_base.ipynb #02d49fe4
 def variant(

@@ -18,7 +18,7 @@ from ..blocks.convnext import ConvNeXtBlock
 from ..blocks.drop_path import drop_path_rates
 from ..blocks.layers import LayerNorm2d
 from ..core.errors import ConfigError
-from ..core.weights import KeyMap, Rule, rename, reshape
+from ..core.key_maps import KeyMap, Rule, rename, reshape
 
 # %% ../../nbs/backbones/240_convnext.ipynb #165bf305
 def patch_merging(

@@ -15,7 +15,7 @@ from .rows import RowBackbone, scale_rows
 from ..blocks.conv import ConvBlock, Padding
 from ..blocks.layers import create_activation
 from ..blocks.mobile import make_divisible
-from ..core.weights import Rule, rename, reshape
+from ..core.key_maps import Rule, rename, reshape
 
 # %% ../../nbs/backbones/225_mobilenet.ipynb #992103a2
 MOBILENETV2_ROWS = (

@@ -25,7 +25,7 @@ from ..blocks.drop_path import drop_path_rates
 from ..blocks.layers import create_activation
 from ..blocks.residual import zero_branch
 from ..core.errors import ConfigError
-from ..core.weights import KeyMap, Rule, rename
+from ..core.key_maps import KeyMap, Rule, rename
 
 # %% ../../nbs/backbones/230_regnet.ipynb #16492f28
 def block_widths(

@@ -19,7 +19,7 @@ from ..blocks.conv import ConvBlock
 from ..blocks.drop_path import drop_path_rates
 from ..blocks.residual import Bottleneck, ResidualBlock
 from ..core.errors import ConfigError
-from ..core.weights import KeyMap, rename
+from ..core.key_maps import KeyMap, rename
 
 # %% ../../nbs/backbones/210_resnet.ipynb #ef855959
 class ResNetBlockType(StrEnum):

@@ -17,7 +17,7 @@ from ..blocks.conv import ConvBlock
 from ..blocks.drop_path import drop_path_rates
 from ..blocks.mobile import FusedInvertedResidual, InvertedResidual, make_divisible
 from ..core.errors import ConfigError
-from ..core.weights import KeyMap, Rule, rename
+from ..core.key_maps import KeyMap, Rule, rename
 
 # %% ../../nbs/backbones/215_rows.ipynb #98f31ede
 class Row(NamedTuple):

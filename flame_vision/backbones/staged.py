@@ -6,7 +6,8 @@
 __all__ = ['dilate', 'CheckpointedStages', 'StagedBackbone']
 
 # %% ../../nbs/backbones/205_staged.ipynb #6260e8b5
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def dilate(
 # %% ../../nbs/backbones/205_staged.ipynb #22b477bb
 class CheckpointedStages:
     "Runs stages, and forgets the inside of those that were chosen until the backward pass asks for it."
-    stages: nn.ModuleDict                             # Stages by number
+    stages: Any                                       # Stages by number
     checkpointed_stages: frozenset[int] = frozenset() # Stages whose inside is computed again in the backward pass
 
     def set_gradient_checkpointing(self,
@@ -101,12 +102,19 @@ class StagedBackbone(CheckpointedStages, BaseBackbone):
     def forward(self,
         x: Float[Tensor, "b c h w"],             # Images
     ) -> dict[int, Float[Tensor, "b _ _ _"]]:    # Feature maps by stage
+        return self.collect(x, self.run_stage)
+
+    def collect(self,
+        x: Float[Tensor, "b c h w"],             # Images
+        run: Callable[[str, Tensor], Tensor],    # Runs a stage: its number and its input to its output
+    ) -> dict[int, Float[Tensor, "b _ _ _"]]:    # Feature maps by stage
+        "Go through stem and stages, and keep the maps that were selected."
         self.check_image(x)
         x, features, last = self.stem(x), {}, max(self.output_indices)
         if "0" not in self.stages and 0 in self.output_indices: features[0] = x
         x = self.pool(x)
         for s in self.stages:
             if int(s) > last: break
-            x = self.run_stage(s, x)
+            x = run(s, x)
             if int(s) in self.output_indices: features[int(s)] = x
         return features

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .residual import Bottleneck as Bottleneck
     from .residual import PreActivationBlock as PreActivationBlock
     from .residual import ResidualBlock as ResidualBlock
+    from .tokens import Tokens as Tokens
     from .window_attention import CosineWindowAttention as CosineWindowAttention
     from .window_attention import ShiftedWindowBlock as ShiftedWindowBlock
     from .window_attention import WindowAttention as WindowAttention
@@ -45,6 +46,6 @@ if TYPE_CHECKING:
     from .window_attention import window_partition as window_partition
     from .window_attention import window_reverse as window_reverse
 
-CATALOGUE_MODULES = ("attention", "channel_attention", "conv", "convnext", "drop_path", "mobile", "patches", "residual", "window_attention")
+CATALOGUE_MODULES = ("attention", "channel_attention", "conv", "convnext", "drop_path", "mobile", "patches", "residual", "tokens", "window_attention")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

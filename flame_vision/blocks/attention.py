@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .base import Block, check_maps, check_tokens, refuse, register_block
 from .drop_path import drop_path as create_drop_path
-from .layers import create_activation
+from .layers import check_eps, create_activation
 from ..core.errors import ConfigError, ShapeError
 
 # %% ../../nbs/blocks/110_attention.ipynb #7b491123
@@ -237,6 +237,7 @@ class TransformerBlock(Block):
     ):
         super().__init__()
         check_heads(self, dim, num_heads)
+        check_eps(norm_eps)
         self.dim, self.post_norm = dim, post_norm
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attention = MultiHeadAttention(dim, num_heads, qkv_bias, attention_dropout, dropout, qk_norm, norm_eps)

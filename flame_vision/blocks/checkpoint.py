@@ -46,8 +46,8 @@ class LentBuffers:
 # %% ../../nbs/blocks/122_checkpoint.ipynb #fe085351
 def checkpointed(
     module: nn.Module,               # A segment of a network
-    x: Float[Tensor, "b c h w"],     # What it is given
-) -> Float[Tensor, "b c2 h2 w2"]:    # What it gives, without its intermediate tensors
+    x: Float[Tensor, "..."],         # What it is given
+) -> Float[Tensor, "..."]:           # What it gives, without its intermediate tensors
     "Run a module, and again in the backward pass instead of remembering its inside. Source: Chen et al. 2016, arXiv:1604.06174."
     if torch.compiler.is_compiling(): return checkpoint(module, x, use_reentrant=False)  # a compiler that plans the backward repeats no update
     before = copied_buffers(module)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from .base import Block, check_maps, register_block
 from .channel_attention import channel_attention
-from .conv import ConvBlock
+from .conv import ConvBlock, Padding
 from .drop_path import drop_path as make_drop_path
 from .layers import create_activation, create_norm
 from ..core.errors import ConfigError
@@ -22,10 +22,11 @@ def shortcut(
     stride: int = 1,            # Stride of the block
     norm: str | None = "batch", # Norm behind the projection
     norm_eps: float | None = None, # Epsilon of the norm; PyTorch's by default
+    standardise: float | None = None, # Epsilon of weight standardisation; None for plain weights
 ) -> nn.Module:
     "The identity where it fits, else a strided 1 × 1 projection. Source: He et al. 2015, option B."
     if stride == 1 and in_channels == out_channels: return nn.Identity()
-    return ConvBlock(in_channels, out_channels, 1, stride, norm=norm, act=None, norm_eps=norm_eps)
+    return ConvBlock(in_channels, out_channels, 1, stride, norm=norm, act=None, norm_eps=norm_eps, standardise=standardise)
 
 # %% ../../nbs/blocks/120_residual.ipynb #a1915220
 @register_block("residual", "basic")
@@ -91,13 +92,16 @@ class Bottleneck(Block):
         attention: str | None = None,       # Channel attention at the branch's end: `"se"`, `"eca"`
         drop_path: float = 0.0,             # Probability of dropping the branch of an image while training
         norm_eps: float | None = None,      # Epsilon of the norms; PyTorch's by default
+        standardise: float | None = None,   # Epsilon of weight standardisation; None for plain weights
+        padding: Padding = None,            # Padding of the 3 × 3 convolution
     ):
         super().__init__()
         self.in_channels, out_channels = in_channels, out_channels or in_channels
-        width, shared = int(out_channels // self.expansion * (width_per_group / 64)) * groups, dict(norm=norm, norm_eps=norm_eps)
+        width = int(out_channels // self.expansion * (width_per_group / 64)) * groups
+        shared = dict(norm=norm, norm_eps=norm_eps, standardise=standardise)
         if width < 1: raise ConfigError(f"Bottleneck: out_channels={out_channels} leaves no middle; a quarter of it is the block's width")
         self.conv1 = ConvBlock(in_channels, width, 1, act=act, **shared)
-        self.conv2 = ConvBlock(width, width, 3, stride, dilation=dilation, groups=groups, act=act, **shared)
+        self.conv2 = ConvBlock(width, width, 3, stride, padding, dilation, groups, act=act, **shared)
         self.conv3 = ConvBlock(width, out_channels, 1, act=None, **shared)
         self.attention = channel_attention(attention, out_channels)
         self.drop_path = make_drop_path(drop_path)

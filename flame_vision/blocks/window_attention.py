@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .attention import FeedForward, check_heads, create_dropout
 from .base import Block, check_tokens, refuse, register_block
 from .drop_path import drop_path as create_drop_path
+from .layers import check_eps
 from ..core.errors import ConfigError, ShapeError
 
 # %% ../../nbs/blocks/112_window_attention.ipynb #e7fdccee
@@ -132,8 +133,9 @@ class WindowAttention(Block):
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor) -> Float[Tensor, "b h n n"]:
         "How much of each value a query takes."
-        scores = (q * self.scale) @ k.transpose(2, 3)
-        return (scores.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1).softmax(-1)
+        scores, m = (q * self.scale) @ k.transpose(2, 3), bias.shape[0]
+        if isinstance(m, int) and m == 1 or m == scores.shape[0]: return (scores + bias).softmax(-1)    # else a trace would exclude a single window
+        return (scores.unflatten(0, (-1, m)) + bias).flatten(0, 1).softmax(-1)
 
 # %% ../../nbs/blocks/112_window_attention.ipynb #9defa85a
 def check_windows(
@@ -308,6 +310,7 @@ class ShiftedWindowBlock(Block):
         if version not in (1, 2): raise ConfigError(f"ShiftedWindowBlock: version must be 1 or 2, got {version!r}")
         if pretrained_window_size is not None: pair(pretrained_window_size, "pretrained_window_size")
         check_heads(self, dim, num_heads)
+        check_eps(norm_eps)
         self.dim, self.post_norm, self.roll_first = dim, version == 2, roll_first
         self.window, self.shift = pair(window_size, "window_size"), pair(shift, "shift", least=0)
         if any(s >= n for s, n in zip(self.shift, self.window)): raise ConfigError(f"a shift of {self.shift} must be less than the window, {self.window}")

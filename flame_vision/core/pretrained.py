@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from torch import nn
 from .errors import UnknownNameError, WeightsError
+from .key_maps import some
 from .names import did_you_mean
-from .weights import LoadReport, first_line, load_weights, some
+from .weights import LoadReport, first_line, load_weights
 
 # %% ../../nbs/core/025_pretrained.ipynb #f7b9b7e9
 @dataclass(frozen=True)

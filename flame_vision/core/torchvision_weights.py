@@ -15,9 +15,10 @@ from urllib.error import URLError
 import torch
 from torch import nn
 from .errors import UnknownNameError, WeightsError
+from .key_maps import some
 from .names import did_you_mean
 from .pretrained import Provenance
-from .weights import LoadReport, first_line, load_weights, some
+from .weights import LoadReport, first_line, load_weights
 
 # %% ../../nbs/core/027_torchvision_weights.ipynb #9c1017ed
 if TYPE_CHECKING: from torchvision.models import Weights

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from ..core.errors import CheckpointError, ConfigError, MissingPathError
-from ..core.weights import LoadReport, unwrapped, some
+from ..core.key_maps import some
+from ..core.weights import LoadReport, unwrapped
 from ..schemas import PartConfig
 from .files import atomic_write, content_digest, plain_values, tensor_bytes, why
 
