@@ -60,7 +60,7 @@ def published(
     if weights is not None: load_torchvision(model, torchvision_name(name), weights)
     return model
 
-# %% ../nbs/450_models.ipynb #9b85aff9
+# %% ../nbs/450_models.ipynb #4cdc9b74
 def published_size(
     name: str,    # Name of a published network
     weights: Any, # torchvision's weights of it

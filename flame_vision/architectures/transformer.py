@@ -5,28 +5,28 @@
 # %% auto #0
 __all__ = ['VisionTransformer', 'SwinTransformer', 'HybridTransformer']
 
-# %% ../../nbs/architectures/420_transformer.ipynb #3e66c713
+# %% ../../nbs/architectures/420_transformer.ipynb #8f2b0884
 from .networks import NamedNetwork, register_networks
 from ..backbones.hybrid import HYBRIDS, HybridBackbone
 from ..backbones.swin import SWINS, SWINV2S, SwinBackbone
 from ..backbones.vit import VITS, ViTBackbone
 
-# %% ../../nbs/architectures/420_transformer.ipynb #ff39842c
+# %% ../../nbs/architectures/420_transformer.ipynb #7ee680d8
 class VisionTransformer(NamedNetwork):
     "One row of patches through one row of blocks. Source: Dosovitskiy et al. 2020, arXiv:2010.11929."
     family = ViTBackbone
 
-# %% ../../nbs/architectures/420_transformer.ipynb #13349d80
+# %% ../../nbs/architectures/420_transformer.ipynb #ba46ef6a
 class SwinTransformer(NamedNetwork):
     "Attention in windows that move from block to block. Source: Liu et al. 2021, arXiv:2103.14030; V2: Liu et al. 2022, arXiv:2111.09883."
     family = SwinBackbone
 
-# %% ../../nbs/architectures/420_transformer.ipynb #a6b8ba3b
+# %% ../../nbs/architectures/420_transformer.ipynb #70b9315e
 class HybridTransformer(NamedNetwork):
     "A ViT that reads the maps of a small ResNet. Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1."
     family = HybridBackbone
 
-# %% ../../nbs/architectures/420_transformer.ipynb #6ae6e190
+# %% ../../nbs/architectures/420_transformer.ipynb #aa1f079a
 register_networks(VisionTransformer, VITS)
 register_networks(SwinTransformer, SWINS | SWINV2S)
 register_networks(HybridTransformer, HYBRIDS)

@@ -6,7 +6,7 @@
 __all__ = ['quarters', 'transformer_blocks', 'init_linear', 'native_grid', 'TokenRow', 'TokenReader', 'Resampled',
            'PlainTransformer']
 
-# %% ../../nbs/backbones/247_plain.ipynb #a4a89c40
+# %% ../../nbs/backbones/247_plain.ipynb #76578fb5
 from collections.abc import Iterable, Sequence
 from typing import Any
 import torch
@@ -24,7 +24,7 @@ from ..blocks.tokens import Tokens
 from ..blocks.window_attention import pair
 from ..core.errors import ConfigError, ShapeError, WeightsError
 
-# %% ../../nbs/backbones/247_plain.ipynb #1ab0b29c
+# %% ../../nbs/backbones/247_plain.ipynb #5a1fbb10
 def quarters(
     depth: int, # Blocks
 ) -> dict[int, range]: # Numbers of the blocks of each stage
@@ -33,7 +33,7 @@ def quarters(
     ends = [-(-depth * s // 4) for s in range(5)]
     return {s: range(ends[s - 1], ends[s]) for s in (1, 2, 3, 4)}
 
-# %% ../../nbs/backbones/247_plain.ipynb #f42d64c9
+# %% ../../nbs/backbones/247_plain.ipynb #94ce13c4
 def transformer_blocks(
     depth: int,                 # Blocks
     embed_dim: int,             # Length of a token
@@ -45,7 +45,7 @@ def transformer_blocks(
     rates = drop_path_rates(drop_path_rate, (depth,))[0]
     return nn.ModuleList([TransformerBlock(embed_dim, num_heads, drop_path=p, **shared) for p in rates])
 
-# %% ../../nbs/backbones/247_plain.ipynb #82cd7dc8
+# %% ../../nbs/backbones/247_plain.ipynb #8ff59df3
 def init_linear(
     module: nn.Module, # One module of the network
 ) -> None:
@@ -54,7 +54,7 @@ def init_linear(
     nn.init.trunc_normal_(module.weight, std=0.02)
     if module.bias is not None: nn.init.zeros_(module.bias)
 
-# %% ../../nbs/backbones/247_plain.ipynb #a53684bf
+# %% ../../nbs/backbones/247_plain.ipynb #46529d8b
 def native_grid(
     img_size: int | Sequence[int],  # Height and width of an image
     unit: tuple[int, int],          # Height and width of what gives one token
@@ -67,7 +67,7 @@ def native_grid(
         raise ConfigError(f"patches of {unit[0]} × {unit[1]} do not fill img_size={h} × {w}; take {h // unit[0] * unit[0]} × {w // unit[1] * unit[1]}, or dynamic=True, which pads")
     return -(-h // unit[0]), -(-w // unit[1])
 
-# %% ../../nbs/backbones/247_plain.ipynb #b39b983b
+# %% ../../nbs/backbones/247_plain.ipynb #84bca621
 class TokenRow(CheckpointedStages, BaseBackbone):
     "Images to a row of tokens, and the row through the blocks."
     stem: nn.Module                 # Images to maps
@@ -112,7 +112,7 @@ class TokenRow(CheckpointedStages, BaseBackbone):
         "Patches back in their places."
         return x[:, self.tokens.num_prefix_tokens:].transpose(1, 2).unflatten(2, tuple(grid))
 
-# %% ../../nbs/backbones/247_plain.ipynb #34a61c5d
+# %% ../../nbs/backbones/247_plain.ipynb #621cde13
 class TokenReader(TokenRow):
     "How a row of tokens becomes the vector that a classifier gets."
     norm: nn.Module | None          # The last norm
@@ -147,7 +147,7 @@ class TokenReader(TokenRow):
         "The class token, or the mean of the patches."
         return x[:, 0] if self.pooling == "token" else x[:, self.tokens.num_prefix_tokens:].mean(1)
 
-# %% ../../nbs/backbones/247_plain.ipynb #87a39de9
+# %% ../../nbs/backbones/247_plain.ipynb #05d094b6
 class Resampled(TokenReader):
     "What a transformer with learnt positions needs to know of grids."
     stride: int                     # Pixels of the image for a patch
@@ -180,7 +180,7 @@ class Resampled(TokenReader):
         sides = [side * n for side, n in zip(self.min_size, self.tokens.grid)] if not self.patch_embed.dynamic else [16 * side for side in self.min_size]
         return [1, self.in_channels, *sides]
 
-# %% ../../nbs/backbones/247_plain.ipynb #9749d84f
+# %% ../../nbs/backbones/247_plain.ipynb #45cbb26a
 class PlainTransformer(Resampled):
     "Base of the transformers with one grid. A family builds its parts and hands them to `arrange`."
     def arrange(self,
@@ -209,8 +209,7 @@ class PlainTransformer(Resampled):
         kept = self.stages[last].stop if last else 0
         self.blocks, dim = blocks[:kept], tokens.dim
         self.norm = None if features_only or hierarchical else nn.LayerNorm(dim, norm_eps)
-        levels = self.output_indices if features_only else (1, 2, 3, 4)
-        self.pyramid = SimpleFeaturePyramid(dim, self.stride, pyramid_channels, levels, norm_eps) if hierarchical else None
+        self.pyramid = SimpleFeaturePyramid(dim, self.stride, pyramid_channels, self.output_indices, norm_eps) if hierarchical else None
         self.dropped = (*[f"blocks.{i}." for i in range(kept, len(blocks))], *["norm."] * (self.norm is None))
         self.set_gradient_checkpointing(gradient_checkpointing)
         self.apply(init_linear)

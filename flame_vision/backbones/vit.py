@@ -6,7 +6,7 @@
 __all__ = ['TORCHVISION_VIT_RULES', 'TRANSFORMERS_VIT_RULES', 'SIZES', 'AVERAGED', 'VITS', 'timm_vit_rules', 'ViTWeights',
            'ViTBackbone', 'vit', 'attention_rollout']
 
-# %% ../../nbs/backbones/250_vit.ipynb #2e66f6a5
+# %% ../../nbs/backbones/250_vit.ipynb #242c00b3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 import torch
@@ -18,7 +18,7 @@ from ..blocks.patches import PatchEmbed
 from ..blocks.tokens import Tokens
 from ..core.key_maps import KeyMap, Rule, drop, keep, rename, split
 
-# %% ../../nbs/backbones/250_vit.ipynb #1e5ed468
+# %% ../../nbs/backbones/250_vit.ipynb #5e618f3a
 def timm_vit_rules(
     norm: str = "norm", # What the last norm is called: `"fc_norm"` behind an average
 ) -> tuple[Rule, ...]:
@@ -35,7 +35,7 @@ def timm_vit_rules(
         drop("pre_logits.{path*}"), keep("pyramid.{path*}"),
     )
 
-# %% ../../nbs/backbones/250_vit.ipynb #7d622e93
+# %% ../../nbs/backbones/250_vit.ipynb #e82bf69f
 TORCHVISION_VIT_RULES = (
     rename("tokens.class_token", "class_token"), rename("tokens.positions", "encoder.pos_embedding"),
     rename("patch_embed.proj.{p}", "conv_proj.{p}"),
@@ -48,7 +48,7 @@ TORCHVISION_VIT_RULES = (
     rename("norm.{p}", "encoder.ln.{p}"), keep("pyramid.{path*}"),
 )
 
-# %% ../../nbs/backbones/250_vit.ipynb #1904311c
+# %% ../../nbs/backbones/250_vit.ipynb #59918a27
 TRANSFORMERS_VIT_RULES = tuple(rule for whole in ("vit.", "") for rule in (  # with a classifier, and without
     rename("tokens.class_token", f"{whole}embeddings.cls_token"),
     rename("tokens.positions", f"{whole}embeddings.position_embeddings"),
@@ -63,7 +63,7 @@ TRANSFORMERS_VIT_RULES = tuple(rule for whole in ("vit.", "") for rule in (  # w
     drop(f"{whole}pooler.dense.{{p}}"), drop(f"{whole}embeddings.mask_token"), keep("pyramid.{path*}"),
 ))
 
-# %% ../../nbs/backbones/250_vit.ipynb #617dfcf2
+# %% ../../nbs/backbones/250_vit.ipynb #76edb129
 class ViTWeights(PlainTransformer):
     "Layouts of a ViT's weights."
     classifier_keys = {"timm": "head.{p}", "torchvision": "heads.head.{p}", "transformers": "classifier.{p}"}
@@ -75,7 +75,7 @@ class ViTWeights(PlainTransformer):
         timm_rules = timm_vit_rules("fc_norm" if self.pooling == "avg" else "norm")
         return (KeyMap("timm", timm_rules), KeyMap("torchvision", TORCHVISION_VIT_RULES), KeyMap("transformers", TRANSFORMERS_VIT_RULES))
 
-# %% ../../nbs/backbones/250_vit.ipynb #9d422335
+# %% ../../nbs/backbones/250_vit.ipynb #c8a4871b
 @register_backbone("vit", "vision_transformer")
 class ViTBackbone(ViTWeights):
     "A vision transformer. Raises: ConfigError. Source: Dosovitskiy et al. 2020, arXiv:2010.11929."
@@ -115,7 +115,7 @@ class ViTBackbone(ViTWeights):
         self.arrange(nn.Identity(), 1, patches, tokens, blocks, pool, output_indices, features_only, gradient_checkpointing,
                      hierarchical, pyramid_channels, norm_eps)
 
-# %% ../../nbs/backbones/250_vit.ipynb #315f63f1
+# %% ../../nbs/backbones/250_vit.ipynb #d471080e
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(embed_dim=192, depth=12, num_heads=3),
     "small": dict(embed_dim=384, depth=12, num_heads=6),
@@ -126,7 +126,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "medium": dict(embed_dim=512, depth=12, num_heads=8),
 }
 
-# %% ../../nbs/backbones/250_vit.ipynb #62811434
+# %% ../../nbs/backbones/250_vit.ipynb #47d030ac
 def vit(
     size: str,          # `"tiny"` to `"huge"`
     patch_size: int,    # Side of a patch
@@ -136,7 +136,7 @@ def vit(
     "Arguments of a published ViT."
     return {**SIZES[size], "patch_size": patch_size, "img_size": img_size, **others}
 
-# %% ../../nbs/backbones/250_vit.ipynb #29e79aee
+# %% ../../nbs/backbones/250_vit.ipynb #8dc4c995
 AVERAGED: dict[str, Any] = dict(class_token=False, register_tokens=4, embed_prefix=False, pool="avg")
 VITS: dict[str, dict[str, Any]] = {
     **{f"vit_{size}_patch16_{side}": vit(size, 16, side) for size in ("tiny", "small", "base", "large") for side in (224, 384)},
@@ -151,11 +151,11 @@ VITS: dict[str, dict[str, Any]] = {
     "vit_base_patch16_reg4_gap_256": vit("base", 16, 256, **AVERAGED),
 }
 
-# %% ../../nbs/backbones/250_vit.ipynb #e71ec25b
+# %% ../../nbs/backbones/250_vit.ipynb #3cfa8f76
 register_variants(ViTBackbone, VITS, {"vit_b_16": "vit_base_patch16_224", "vit_b_32": "vit_base_patch32_224", "vit_l_16": "vit_large_patch16_224",
                                       "vit_l_32": "vit_large_patch32_224", "vit_h_14": "vit_huge_patch14_224"})
 
-# %% ../../nbs/backbones/250_vit.ipynb #b9e0b106
+# %% ../../nbs/backbones/250_vit.ipynb #b1d18c77
 def attention_rollout(
     weights: Mapping[int, Sequence[Float[Tensor, "b heads n n"]]], # Attention weights by stage, as `return_attention` gives them
 ) -> Float[Tensor, "b n n"]:                                       # How much of each token is in each
