@@ -337,11 +337,14 @@ def test_a_pyramid_of_true_strides(name):
     assert net.size_divisibility == 32
     report = load_weights(net, fill(from_timm(name, num_classes=0, img_size=64)).state_dict())
     assert report.reinitialised and all(k.startswith("pyramid.") for k in report.reinitialised)
-    assert not any(k.startswith("pyramid") for k in export_weights(net, "timm"))
+    with pytest.warns(UserWarning, match="has no place for 'pyramid"): assert not any(k.startswith("pyramid") for k in export_weights(net, "timm"))
+    own = create_backbone(name, img_size=64).state_dict()
+    assert len(load_weights(net, own).reinitialised) == len(report.reinitialised), "weights of one's own plain network"
     sum(m.square().mean() for m in net.train()(x).values()).backward()
     assert all(p.grad is not None for p in net.parameters())
-    two = create_backbone(name, img_size=64, hierarchical=True, output_indices=(2, 4))
-    assert [info.stride for info in two.feature_info] == [8, 32] and count(two) < count(create_backbone(name, img_size=64, hierarchical=True))
+    two = create_backbone(name, img_size=64, hierarchical=True, pyramid_channels=32, output_indices=(2, 4))
+    assert load_weights(two, net.state_dict()).skipped and not load_weights(two, net.state_dict()).reinitialised
+    assert [info.stride for info in two.feature_info] == [8, 32] and count(two) < count(net)
 
 
 def test_the_seeds_call():
@@ -414,6 +417,9 @@ WRONG = {"output_indices": [(7,), "4", (True,)], "drop_path_rate": [1.0, None], 
          "norm_eps": [-1.0], "img_size": [0, 3, (64,), "64", 2.5], "proj_dropout": [1.0, -0.1], "attention_dropout": [2.0]}
 SLIPS = [("vit", dict(num_heads=5)), ("vit", dict(pool="max")), ("vit", dict(class_token=False)), ("vit", dict(depth=0)),
          ("vit", dict(patch_size=0)), ("vit", dict(register_tokens=-1)), ("vit", dict(img_size=100, dynamic=False)), ("vit", dict(embed_dim=0)),
+         ("vit", dict(class_token=2)), ("vit", dict(depth="3")), ("vit", dict(depth=True)), ("vit", dict(mlp_ratio="4")),
+         ("vit", dict(layer_scale="x")),
+         ("vit", dict(patch_size=(8, 16), hierarchical=True)), ("swin", dict(mlp_ratio="4")), ("swin", dict(roll_first="no")),
          ("vit", dict(patch_size=14, hierarchical=True)), ("vit_huge_patch14_224", dict(hierarchical=True)), ("swin", dict(version=3)),
          ("swin", dict(num_heads=(3, 6, 12, 25))), ("swin", dict(depths=(2, 2, 6))), ("swin", dict(window_size=0)), ("swin", dict(patch_size=0))]
 REFUSE = """
@@ -461,6 +467,42 @@ def test_weights_with_patches_of_another_size(name, other):
     key = next(k for k in state if k.endswith("proj.weight") and state[k].ndim == 4)
     state[key] = resample_patch_embedding(state[key], before[key].shape[2:])
     assert len(load_weights(ours, state).loaded) == len(before)
+
+
+def test_remembered_shapes_follow_the_input_size():
+    "As many patches as before, in another grid: also a model that holds the backbone answers anew."
+    model = create_model("vit_tiny_patch16_224", num_classes=3, img_size=(32, 128), dynamic=False)
+    assert model.get_output_shape([1, 3, 32, 128]) == [1, 3] and model.feature_info[-1].stride == 16
+    model.set_input_size((64, 64))
+    assert model.get_output_shape([1, 3, 64, 64]) == [1, 3] and model.feature_info[-1].stride == 16
+    with pytest.raises(ShapeError, match="takes images of 64 × 64 only"): model.get_output_shape([1, 3, 32, 128])
+
+
+@pytest.mark.parametrize("options", [dict(pool="avg"), dict(class_token=False, pool="avg"), dict(register_tokens=2), dict(embed_prefix=False),
+                                     dict(qkv_bias=False), dict(act="relu")])
+def test_what_is_no_network_of_a_peers_is_not_written_as_one(options):
+    model = create_model(backbone={"name": "vit", "arguments": dict(img_size=64, embed_dim=32, depth=1, num_heads=2, **options)}, head="classifier")
+    for layout in ("torchvision", "transformers"):
+        with pytest.raises(WeightsError, match=f"has no layout '{layout}'"): export_weights(model, layout)
+    assert export_weights(model, "timm")
+
+
+def test_another_trained_window_reaches_torchvision():
+    "Its buffer of offsets carries what ours knows by `pretrained_window_sizes`."
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+    kinds = dict(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
+    theirs = fill(tv.SwinTransformer([4, 4], 24, [1, 2, 1, 1], [1, 2, 3, 4], [4, 4], num_classes=5, **kinds))
+    small = dict(embed_dim=24, depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4), window_size=4, img_size=128, version=2)
+    small["pretrained_window_sizes"] = (8, 8, 8, 8)
+    ours = create_model(backbone={"name": "swin", "arguments": small}, head="classifier", num_classes=5).eval()
+    load_weights(ours, theirs.state_dict())
+    theirs.load_state_dict(export_weights(ours, "torchvision"))
+    with torch.inference_mode(): assert_same(ours(image(128, 96)), theirs(image(128, 96)), "trained with windows of 8")
+
+
+def test_a_published_network_takes_no_stages():
+    from flame_vision.models import VisionTransformer
+    with pytest.raises(ConfigError, match="takes no output_indices"): VisionTransformer("vit_tiny_patch16_224", output_indices=(2,))
 
 
 def test_positions_without_a_square_grid():
@@ -513,7 +555,8 @@ assert all(p.grad is not None for p in spared.parameters())
 
 
 SMALL_VIT, SMALL_SWIN = dict(embed_dim=48, depth=4, num_heads=3), dict(embed_dim=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
-SLOW_TRACES = [*[(name, {}) for name in ONE_EACH], ("vit_tiny_patch16_224", {"hierarchical": True, "output_indices": (4,)}), ("swin", {**SMALL_SWIN, "version": 2})]
+SLOW_TRACES = [*[(name, {}) for name in ONE_EACH], ("swin", {**SMALL_SWIN, "version": 2}),
+               ("vit_tiny_patch16_224", {"hierarchical": True, "output_indices": (4,)})]
 
 
 @pytest.mark.parametrize("name,extra", [("vit", SMALL_VIT), ("swin", {**SMALL_SWIN, "depths": (2, 2, 1, 1)}),
@@ -530,10 +573,11 @@ from flame_vision.models import create_model
 torch.manual_seed(0)
 path, name, small = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 model = create_model(backbone={"name": name, "arguments": small}, head="classifier", num_classes=5).eval()
-sizes = {0: torch.export.Dim("b", min=1, max=64), 2: torch.export.Dim("h", min=33, max=1024), 3: torch.export.Dim("w", min=33, max=1024)}
+least = 16 if name == "vit" else 33
+sizes = {0: torch.export.Dim("b", min=1, max=64), 2: torch.export.Dim("h", min=least, max=1024), 3: torch.export.Dim("w", min=least, max=1024)}
 torch.onnx.export(model, (torch.randn(2, 3, 224, 224),), path, dynamo=True, dynamic_shapes=(sizes,), verbose=False, external_data=False)
 session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-for shape in ((2, 3, 224, 224), (1, 3, 65, 97), (3, 3, 200, 130)):
+for shape in ((2, 3, 224, 224), (1, 3, 65, 97), (3, 3, 200, 130), (1, 3, 80, 112)):
     x = torch.randn(shape)
     with torch.no_grad(): expected = model(x)
     got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])

@@ -120,7 +120,7 @@ def deepest(
     return features[max(features)] if isinstance(features, Mapping) else features
 
 # %% ../../nbs/architectures/400_base.ipynb #bbe57327
-CHANGEABLE = ("norm_eps", "padding", "final_norm_eps", "roll_first", "gradient_checkpointing")  # of a backbone's arguments, those that can change after it was made
+CHANGEABLE = ("norm_eps", "padding", "final_norm_eps", "roll_first", "img_size", "gradient_checkpointing")  # of a backbone's arguments, those that can change after it was made
 
 # %% ../../nbs/architectures/400_base.ipynb #3736e44e
 class ClassifierMixin:
@@ -158,6 +158,11 @@ class ClassifierMixin:
         "Choose the backbone's stages that training computes twice instead of remembering. Changes the model. Raises: ConfigError."
         if not hasattr(self.backbone, "set_gradient_checkpointing"): raise ConfigError(f"{type(self.backbone).__name__} has no gradient checkpointing")
         self.backbone.set_gradient_checkpointing(stages)
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        "Scale a transformer's positions to another image size for good. Changes the model: call it before threads share it. Raises: ConfigError."
+        if not hasattr(self.backbone, "set_input_size"): raise ConfigError(f"{type(self.backbone).__name__} has no input size to set; it takes any")
+        self.backbone.set_input_size(img_size)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         "timm's name of it, for all stages."

@@ -30,7 +30,9 @@ class NamedNetwork(Classifier):
         dropout: float = 0.0,   # Dropout before the classifier
         **arguments: Any,       # What else the backbone takes
     ):
-        backbone = create_backbone(variant, **{"output_indices": (-1,), **arguments})
+        if wrong := {"output_indices", "features_only"} & set(arguments):
+            raise ConfigError(f"{type(self).__name__} classifies by the deepest map, and takes no {' and no '.join(sorted(wrong))}; give Classifier a backbone made with them")
+        backbone = create_backbone(variant, output_indices=(-1,), **arguments)
         if not isinstance(backbone, self.family): raise ConfigError(f"{type(self).__name__} is made of a {self.family.__name__}, and {variant!r} is a {type(backbone).__name__}")
         super().__init__(backbone, num_classes=num_classes, dropout=dropout)
 

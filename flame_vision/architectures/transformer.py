@@ -23,7 +23,7 @@ class SwinTransformer(NamedNetwork):
 
 # %% ../../nbs/architectures/420_transformer.ipynb #70b9315e
 class HybridTransformer(NamedNetwork):
-    "A ViT that reads the maps of a small ResNet. Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1."
+    "A ViT that reads the maps of a ResNet. Source: Dosovitskiy et al. 2020, arXiv:2010.11929, section 3.1."
     family = HybridBackbone
 
 # %% ../../nbs/architectures/420_transformer.ipynb #aa1f079a

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .base import register_backbone, register_variants
+from .plain import init_linear
 from .staged import StagedBackbone
 from .swin_weights import SwinWeights
 from ..blocks.conv import at_least_one
@@ -182,10 +183,8 @@ class SwinBackbone(SwinWeights, StagedBackbone):
 def init_swin_weights(
     module: nn.Module, # One module of the network
 ) -> None:
-    "The authors' initialisation: small random weights, no bias, and in version 2 norms that give zero. Source: their code, and timm's."
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None: nn.init.zeros_(module.bias)
+    "The authors' initialisation: small random weights, biases of zero, and in version 2 norms that give zero. Source: their code, and timm's."
+    init_linear(module)
     if isinstance(module, ShiftedWindowBlock) and module.post_norm:
         for norm in (module.norm1, module.norm2): nn.init.zeros_(norm.weight)
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from .base import PeerWeights
 from ..blocks.patches import check_patches, resample_relative_position_bias
 from ..blocks.window_attention import ShiftedWindowBlock, log_offsets, relative_position_index
@@ -66,7 +66,7 @@ def offsets_of(
 ) -> Tensor:        # Its offsets on the logarithmic scale as a map, [1, 2h - 1, 2w - 1, 2]
     "What torchvision stores as `relative_coords_table`."
     h, w = attention.window
-    return log_offsets((h, w), device=attention.qkv.weight.device).view(1, 2 * h - 1, 2 * w - 1, 2)
+    return log_offsets((h, w), attention.position_bias.reference, device=attention.qkv.weight.device).view(1, 2 * h - 1, 2 * w - 1, 2)
 
 # %% ../../nbs/backbones/258_swin_weights.ipynb #b746a436
 TORCHVISION_BUFFERS = {
@@ -147,8 +147,10 @@ class SwinWeights(PeerWeights):
 
     @property
     def layouts(self) -> tuple[KeyMap, ...]:  # type: ignore[override]
-        "Layouts of the weights of its version."
-        return SWIN_LAYOUTS[self.version]
+        "Layouts of the weights of its version; torchvision's and transformers' blocks have biases and GELU, so others are none of theirs."
+        block = self.stages["1"].blocks[0] if "1" in self.stages else None
+        usual = block is None or isinstance(block.feed_forward.act, nn.GELU) and (block.attention.qkv.bias if self.version == 1 else block.attention.q_bias) is not None
+        return tuple(m for m in SWIN_LAYOUTS[self.version] if usual or m.layout not in ("torchvision", "transformers"))
 
     def set_roll_first(self: Any,
         roll_first: bool, # Whether maps that windows do not fill are shifted before they are padded
@@ -161,7 +163,7 @@ class SwinWeights(PeerWeights):
     def resample(self: Any,
         key: str,       # A key of the backbone
         tensor: Tensor, # Weights of another window
-    ) -> Tensor | None: # Weights of the backbone's; None for what has neither
+    ) -> Tensor | None: # The same for this backbone's window; None for what is no table of biases
         "Fit tables of biases to the window. Raises: WeightsError for patches of another size."
         if key == "stem.proj.weight" and tensor.ndim == 4: check_patches(tensor, self.stem.patch)
         if not key.endswith("position_bias.table") or tensor.ndim != 2: return None

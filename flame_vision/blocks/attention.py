@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GATES', 'check_heads', 'default_heads', 'create_dropout', 'attention_weights', 'MultiHeadAttention', 'check_mask',
-           'attend', 'CrossAttention', 'FeedForward', 'LayerScale', 'TransformerBlock', 'check_either', 'SelfAttention',
-           'AttentionBlock']
+           'attend', 'CrossAttention', 'FeedForward', 'LayerScale', 'check_ratio', 'TransformerBlock', 'check_either',
+           'SelfAttention', 'AttentionBlock']
 
 # %% ../../nbs/blocks/110_attention.ipynb #1a046d3c
 from typing import Any
@@ -44,7 +44,7 @@ def create_dropout(
     name: str = "dropout", # What it is called in the message
 ) -> nn.Module:
     "A dropout, or the identity where nothing is dropped. Raises: ConfigError."
-    if not 0 <= p < 1: raise ConfigError(f"{name} must lie in [0, 1), got {p}")
+    if not isinstance(p, (int, float)) or not 0 <= p < 1: raise ConfigError(f"{name} must be a number in [0, 1), got {p!r}")
     return nn.Dropout(p) if p else nn.Identity()
 
 # %% ../../nbs/blocks/110_attention.ipynb #16725f80
@@ -207,6 +207,7 @@ class LayerScale(Block):
     ):
         super().__init__()
         check_heads(self, dim, 1)
+        if not isinstance(init, (int, float)): raise ConfigError(f"LayerScale: init must be a number, got {init!r}")
         self.gamma = nn.Parameter(torch.full((dim,), float(init)))
 
     def forward(self,
@@ -215,6 +216,15 @@ class LayerScale(Block):
         if x.ndim < 1 or x.shape[-1] != self.gamma.shape[0]:
             raise ShapeError(f"LayerScale: the last axis must be {self.gamma.shape[0]}, got {list(x.shape)}")
         return x * self.gamma
+
+# %% ../../nbs/blocks/110_attention.ipynb #3d3b8787
+def check_ratio(
+    dim: int,   # Length of a token
+    ratio: Any, # Hidden numbers for each of `dim`
+) -> None:
+    "Make sure that a feed-forward has something inside. Raises: ConfigError."
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or int(dim * ratio) < 1:
+        raise ConfigError(f"mlp_ratio must be a number that leaves at least one of {dim} hidden numbers, got {ratio!r}")
 
 # %% ../../nbs/blocks/110_attention.ipynb #7ef499ae
 @register_block("transformer")
@@ -238,6 +248,7 @@ class TransformerBlock(Block):
         super().__init__()
         check_heads(self, dim, num_heads)
         check_eps(norm_eps)
+        check_ratio(dim, mlp_ratio)
         self.dim, self.post_norm = dim, post_norm
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attention = MultiHeadAttention(dim, num_heads, qkv_bias, attention_dropout, dropout, qk_norm, norm_eps)

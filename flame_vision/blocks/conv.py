@@ -50,7 +50,9 @@ class MaxPool2dSame(nn.MaxPool2d):
         x: Float[Tensor, "b c h w"],   # Feature maps
     ) -> Float[Tensor, "b c h2 w2"]:   # Feature maps
         up, left = [same_padding(size, self.kernel_size - 1, self.stride) for size in x.shape[-2:]]
-        if torch.compiler.is_compiling(): return super().forward(F.pad(x, [*left, *up], value=-torch.inf))
+        if torch.compiler.is_compiling():
+            halves = self.kernel_size == self.stride == 2  # one more row than needed is never read, and decides nothing by the size
+            return super().forward(F.pad(x, (0, 1, 0, 1) if halves else (*left, *up), value=-torch.inf))
         return F.max_pool2d(x, self.kernel_size, self.stride, (up[0], left[0]), ceil_mode=True)
 
 # %% ../../nbs/blocks/104_conv.ipynb #57012d5b

@@ -30,6 +30,7 @@ class Tokens(Block):
     ):
         super().__init__()
         check_heads(self, dim, 1)
+        if not isinstance(class_token, bool): raise ConfigError(f"Tokens: class_token is True or False, got {class_token!r}; more tokens are register_tokens")
         if not isinstance(register_tokens, int) or register_tokens < 0: raise ConfigError(f"Tokens: register_tokens must be an int of at least 0, got {register_tokens!r}")
         self.dim, self.grid, self.num_prefix_tokens = dim, pair(grid, "grid"), int(class_token) + register_tokens
         self.embedded_prefix = self.num_prefix_tokens if embed_prefix else 0

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .attention import FeedForward, check_heads, create_dropout
+from .attention import FeedForward, check_heads, check_ratio, create_dropout
 from .base import Block, check_tokens, refuse, register_block
 from .drop_path import drop_path as create_drop_path
 from .layers import check_eps
@@ -311,6 +311,8 @@ class ShiftedWindowBlock(Block):
         if pretrained_window_size is not None: pair(pretrained_window_size, "pretrained_window_size")
         check_heads(self, dim, num_heads)
         check_eps(norm_eps)
+        check_ratio(dim, mlp_ratio)
+        if not isinstance(roll_first, bool): raise ConfigError(f"ShiftedWindowBlock: roll_first is True or False, got {roll_first!r}")
         self.dim, self.post_norm, self.roll_first = dim, version == 2, roll_first
         self.window, self.shift = pair(window_size, "window_size"), pair(shift, "shift", least=0)
         if any(s >= n for s, n in zip(self.shift, self.window)): raise ConfigError(f"a shift of {self.shift} must be less than the window, {self.window}")

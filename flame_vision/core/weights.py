@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NATIVE', 'OPTIONAL', 'read_weights', 'state_of', 'strip_wrappers', 'unwrapped', 'first_line', 'LoadReport',
-           'recognise', 'check_keys', 'kind', 'check_shapes', 'holds_no_numbers', 'refit', 'load_weights',
+           'recognise', 'check_keys', 'kind', 'check_shapes', 'has_nonfinite', 'refit', 'load_weights',
            'export_weights']
 
 # %% ../../nbs/core/020_weights.ipynb #e1419b78
@@ -139,7 +139,9 @@ def check_keys(
     unexpected = unknown + [names[k] for k in extra if not k.startswith(dropped)]
     missing = [k for k in own if k not in moved]
     report.absent = [k for k in missing if k.endswith(OPTIONAL)]
-    report.reinitialised = [k for k in missing if chosen.keeps(k)]
+    maps = [chosen] if report.layout != "native" else getattr(model, "key_maps", ())
+    kept = [k for k in own if any(m.keeps(k) for m in maps)]
+    report.reinitialised = [] if any(k in moved for k in kept) else [k for k in kept if k in missing]
     missing = [k for k in missing if not k.endswith(OPTIONAL) and k not in report.reinitialised]
     classifier = getattr(model, "classifier", None)
     if classifier and report.layout != "native" and missing and all(k.startswith(classifier) for k in missing):
@@ -177,10 +179,10 @@ def check_shapes(
     if wrong: raise WeightsError(f"{report.source} does not fit {type(model).__name__}: " + "; ".join(list(wrong.values())[:3]))
 
 # %% ../../nbs/core/020_weights.ipynb #9f213565
-def holds_no_numbers(
+def has_nonfinite(
     tensor: Tensor, # Some weights
 ) -> bool:
-    "Whether a tensor holds NaN or infinity. A sum tells it in most cases; only where that overflows is every element looked at."
+    "Whether a tensor holds NaN or infinity. A finite sum tells that it does not; only where it is none is every element looked at."
     return tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all()
 
 # %% ../../nbs/core/020_weights.ipynb #abbbe9d9
@@ -226,7 +228,7 @@ def load_weights(
     with torch.no_grad():
         for k in report.loaded: own[k].copy_(moved[k])
     if chosen.settings: report.adopted = model.adopt(chosen.settings)
-    broken = [names[k] for k in report.loaded if holds_no_numbers(moved[k])]
+    broken = [names[k] for k in report.loaded if has_nonfinite(moved[k])]
     if broken: warnings.warn(f"{report.source} holds NaN or infinite numbers in {some(broken)}; the model will give NaN", stacklevel=2)
     return report
 
@@ -243,4 +245,6 @@ def export_weights(
     if layout not in maps: raise WeightsError(f"{type(model).__name__} has no layout {layout!r}; {did_you_mean(layout, maps)}")
     if maps[layout].settings and (others := model.differing(maps[layout].settings)):
         warnings.warn(f"{layout}'s {type(model).__name__} has {others}, which are others here: it will give other outputs with these weights", stacklevel=2)
+    if kept := [k for k in model.state_dict() if maps[layout].keeps(k)]:
+        warnings.warn(f"{layout}'s layout has no place for {some(kept)}, which are left out", stacklevel=2)
     return {**maps[layout].convert(model.state_dict(), to="theirs"), **maps[layout].derived(model)}
