@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'CHANGEABLE', 'register_architecture', 'list_architectures', 'register_architectures',
-           'BaseArchitecture', 'build_backbone', 'build_named_backbone', 'deepest', 'ClassifierMixin',
-           'ComposedWeights', 'build_head', 'classifies', 'ClassifierForward', 'Classifier']
+           'BaseArchitecture', 'build_backbone', 'build_named_backbone', 'deepest', 'BackboneControls',
+           'ClassifierMixin', 'ComposedWeights', 'build_head', 'classifies', 'ClassifierForward', 'Classifier']
 
 # %% ../../nbs/architectures/400_base.ipynb #6650878b
 import inspect
@@ -122,8 +122,27 @@ def deepest(
 # %% ../../nbs/architectures/400_base.ipynb #bbe57327
 CHANGEABLE = ("norm_eps", "padding", "final_norm_eps", "roll_first", "img_size", "gradient_checkpointing")  # of a backbone's arguments, those that can change after it was made
 
+# %% ../../nbs/architectures/400_base.ipynb #1f808b88
+class BackboneControls:
+    "What a user can change of a model's backbone."
+    backbone: Any
+
+    def set_gradient_checkpointing(self, stages: bool | Iterable[int] = True) -> None:
+        "Choose the backbone's stages that training computes twice instead of remembering. Changes the model. Raises: ConfigError."
+        if not hasattr(self.backbone, "set_gradient_checkpointing"): raise ConfigError(f"{type(self.backbone).__name__} has no gradient checkpointing")
+        self.backbone.set_gradient_checkpointing(stages)
+
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        "Scale a transformer's positions to another image size for good. Changes the model: call it before threads share it. Raises: ConfigError."
+        if not hasattr(self.backbone, "set_input_size"): raise ConfigError(f"{type(self.backbone).__name__} has no input size to set; it takes any")
+        self.backbone.set_input_size(img_size)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        "timm's name of it, for all stages."
+        self.set_gradient_checkpointing(enable)
+
 # %% ../../nbs/architectures/400_base.ipynb #3736e44e
-class ClassifierMixin:
+class ClassifierMixin(BackboneControls):
     "What a user can ask a classifier, and do to its head."
     backbone: nn.Module
     neck: nn.Module | None
@@ -153,20 +172,6 @@ class ClassifierMixin:
     def get_classifier(self) -> nn.Module | None:
         "The layer whose size is the number of classes; None without a classifier."
         return self.head if self.head is None else getattr(self.head, "fc", self.head)
-
-    def set_gradient_checkpointing(self, stages: bool | Iterable[int] = True) -> None:
-        "Choose the backbone's stages that training computes twice instead of remembering. Changes the model. Raises: ConfigError."
-        if not hasattr(self.backbone, "set_gradient_checkpointing"): raise ConfigError(f"{type(self.backbone).__name__} has no gradient checkpointing")
-        self.backbone.set_gradient_checkpointing(stages)
-
-    def set_input_size(self, img_size: int | Sequence[int]) -> None:
-        "Scale a transformer's positions to another image size for good. Changes the model: call it before threads share it. Raises: ConfigError."
-        if not hasattr(self.backbone, "set_input_size"): raise ConfigError(f"{type(self.backbone).__name__} has no input size to set; it takes any")
-        self.backbone.set_input_size(img_size)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        "timm's name of it, for all stages."
-        self.set_gradient_checkpointing(enable)
 
     def remove_classifier(self) -> None:
         "Take off the head, so that the model gives its deepest map. Changes the model: call it before threads share it."
