@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from .errors import VersionNotFoundError as VersionNotFoundError
     from .errors import WeightsError as WeightsError
     from .errors import require as require
+    from .key_maps import KeyMap as KeyMap
+    from .key_maps import Rule as Rule
+    from .key_maps import concat as concat
+    from .key_maps import derive as derive
+    from .key_maps import drop as drop
+    from .key_maps import keep as keep
+    from .key_maps import rename as rename
+    from .key_maps import reshape as reshape
+    from .key_maps import split as split
     from .names import Catalogue as Catalogue
     from .names import did_you_mean as did_you_mean
     from .pretrained import Provenance as Provenance
@@ -34,14 +43,9 @@ if TYPE_CHECKING:
     from .shapes import forget_shapes as forget_shapes
     from .shapes import get_output_shape as get_output_shape
     from .shapes import get_output_specs as get_output_specs
-    from .weights import KeyMap as KeyMap
     from .weights import LoadReport as LoadReport
-    from .weights import concat as concat
-    from .weights import drop as drop
     from .weights import export_weights as export_weights
     from .weights import load_weights as load_weights
     from .weights import read_weights as read_weights
-    from .weights import rename as rename
-    from .weights import reshape as reshape
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
