@@ -144,7 +144,7 @@ def test_equals_torchvision(name):
         side = weights.meta["min_size"][0]
         cost = summary(empty(create_model, name, img_size=side), [1, 3, side, side], depth=0)
         assert cost.parameters == weights.meta["num_params"] - known_zeros(ours, theirs.state_dict()), weights
-        assert round(cost.macs / 1e9, 3) == pytest.approx(weights.meta["_ops"], abs=2e-3), weights
+        assert round(cost.macs / 1e9, 3) == weights.meta["_ops"], weights
     if count(theirs) > LARGE: return
     check_torchvision(name, [(64, 64), (224, 224), (96, 136)])  # a Swin takes any size that patches fill
 

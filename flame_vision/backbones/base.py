@@ -174,7 +174,7 @@ def register_backbone(
     return BACKBONES.register(name, *aliases)
 
 # %% ../../nbs/backbones/200_base.ipynb #a35766d3
-ADJUSTABLE = ("norm_eps", "padding", "roll_first", "img_size", "patch_size", "window_size", "dynamic")  # of a variant's arguments, those that weights may bring with them stay arguments
+ADJUSTABLE = ("norm_eps", "padding", "roll_first", "img_size", "patch_size", "window_size", "dynamic")  # of a variant's arguments, those that a user or weights may still choose
 
 # %% ../../nbs/backbones/200_base.ipynb #02d49fe4
 def variant(

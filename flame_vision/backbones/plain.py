@@ -168,10 +168,10 @@ class ResizablePositions(TokenPooling):
         img_size: int | Sequence[int], # Height and width of the images to come
     ) -> None:
         "Scale the positions to another image size for good. Changes the backbone: call it before threads share it, and before an optimizer holds its parameters. Raises: ConfigError."
-        tokens = copy(self.tokens)  # another module, so that remembered shapes are forgotten wherever it is a part
+        grid, tokens = native_grid(img_size, self.min_size, self.patch_embed.dynamic), copy(self.tokens)
         tokens._parameters = dict(tokens._parameters)
-        self.tokens = tokens
-        self.tokens.set_grid(native_grid(img_size, self.min_size, self.patch_embed.dynamic))
+        tokens.set_grid(grid)
+        self.tokens = tokens  # another module, so that remembered shapes are forgotten wherever it is a part
         self._arguments = {**self._arguments, "img_size": img_size if isinstance(img_size, int) else list(img_size)}
 
     @property

@@ -140,7 +140,7 @@ SWIN_LAYOUTS = {version: (
 
 # %% ../../nbs/backbones/258_swin_weights.ipynb #167a8f22
 class SwinWeights(PeerWeights):
-    "What a Swin has to know of weights: layouts, habits, and how to fit another window or patch."
+    "What a Swin has to know of weights: layouts, habits, and how to fit another window."
     version: int        # 1 or 2
     classifier_keys = {"timm": "head.fc.{p}", "torchvision": "head.{p}", "transformers": "classifier.{p}", "microsoft": "head.{p}"}
     layout_settings = {"*": {layout: {"roll_first": layout == "timm"} for layout in classifier_keys}}
