@@ -31,7 +31,7 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["flame_vision", "flame_vision.*"]),
-    package_data={"flame_vision": ["py.typed", "**/*.yaml"]},
+    package_data={"flame_vision": ["py.typed", "*.csv", "**/*.yaml"]},
     install_requires=lines("requirements"),
     extras_require=extras,
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["flame_vision=flame_vision._modidx:d"]},

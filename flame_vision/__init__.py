@@ -6,8 +6,9 @@ from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .architectures.base import list_architectures as list_architectures
-    from .backbones.base import create_backbone as create_backbone
-    from .backbones.base import list_backbones as list_backbones
+    from .backbones.create import create_backbone as create_backbone
+    from .backbones.create import list_backbones as list_backbones
+    from .catalogue import search_models as search_models
     from .core.errors import FlameVisionError as FlameVisionError
     from .core.shapes import TensorSpec as TensorSpec
     from .core.shapes import get_output_shape as get_output_shape

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['CONVOLUTIONAL', 'TRANSFORMERS', 'PUBLISHED', 'published', 'published_size', 'torchvision_name', 'factory',
-           'create_model', 'with_tag', 'is_whole', 'fields_for', 'load_published', 'list_models', 'ResNet',
-           'ResNetBlockType', 'EfficientNet', 'MobileNetV2', 'MobileNetV3', 'RegNet', 'ConvNeXt', 'VisionTransformer',
-           'SwinTransformer', 'HybridTransformer', 'create_backbone']
+           'create_model', 'is_whole', 'fields_for', 'load_published', 'list_models', 'ResNet', 'ResNetBlockType',
+           'EfficientNet', 'MobileNetV2', 'MobileNetV3', 'RegNet', 'ConvNeXt', 'VisionTransformer', 'SwinTransformer',
+           'HybridTransformer', 'create_backbone']
 
 # %% ../nbs/450_models.ipynb #81047a27
 import fnmatch
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 from torch import nn
 from .architectures.base import ARCHITECTURES, Classifier
@@ -20,8 +22,8 @@ from .architectures.networks import ConvNeXt as ConvNeXt, EfficientNet as Effici
 from .architectures.networks import MobileNetV3 as MobileNetV3, RegNet as RegNet
 from .architectures.transformer import HybridTransformer as HybridTransformer, SwinTransformer as SwinTransformer
 from .architectures.transformer import VisionTransformer as VisionTransformer
-from .backbones.base import create_backbone as create_backbone
 from .backbones.convnext import CONVNEXTS
+from .backbones.create import create_backbone as create_backbone, split_tag
 from .backbones.efficientnet import EFFICIENTNETS
 from .backbones.hybrid import HYBRIDS
 from .backbones.mobilenet import MOBILENETV2S, MOBILENETV3S
@@ -29,9 +31,10 @@ from .backbones.regnet import REGNETX, REGNETY
 from .backbones.resnet import RESNETS
 from .backbones.swin import SWINS, SWINV2S
 from .backbones.vit import VITS
+from .core.deferred import deferred_init
 from .core.errors import ConfigError
 from .core.names import did_you_mean
-from .core.pretrained import find_pretrained, load_pretrained
+from .core.pretrained import find_weights, load_located
 from .core.torchvision_weights import find_torchvision, load_torchvision
 from .parts import make, part_config
 from .schemas import PartConfig
@@ -48,16 +51,22 @@ PUBLISHED: dict[str, dict[str, Any]] = CONVOLUTIONAL | TRANSFORMERS
 # %% ../nbs/450_models.ipynb #87ca5f89
 def published(
     name: str,                       # Name of a published network, timm's or torchvision's
-    pretrained: bool | str = False,  # True for timm's default weights, or a tag, file or hub repository
+    pretrained: bool | str | os.PathLike = False, # True for timm's default weights, or a tag, file, folder or hub repository
     weights: Any = None,             # torchvision's weights, as torchvision spells them: `"DEFAULT"`, `"IMAGENET1K_V1"`, a member
-    **arguments: Any,                # What its class takes besides
+    allow_pickle: bool = False,      # Whether to take a pickle where a repository has no safetensors
+    **arguments: Any,                # What its class takes besides; classes are by default as many as the weights have
 ) -> Any:
     "Make a published network, with its weights where asked. Raises: UnknownArgumentError, ConfigError, WeightsError."
     if pretrained and weights is not None: raise ConfigError(f"pretrained={pretrained!r} and weights={weights!r}: give one of them")
     if weights is not None: arguments = {**published_size(name, weights), **arguments}
-    model = make(ARCHITECTURES, name, **arguments)
-    if pretrained: load_pretrained(model, ARCHITECTURES.canonical(name), pretrained)
-    if weights is not None: load_torchvision(model, torchvision_name(name), weights)
+    known = ARCHITECTURES.canonical(name)
+    found = None if pretrained is None or pretrained is False else find_weights(known, pretrained, allow_pickle)
+    if arguments.get("num_classes") is None: arguments.pop("num_classes", None)
+    if found and found[0].num_classes is not None: arguments.setdefault("num_classes", found[0].num_classes)
+    with deferred_init() if found or weights is not None else nullcontext():
+        model = make(ARCHITECTURES, name, **arguments)
+        if found: load_located(model, known, *found)
+        if weights is not None: load_torchvision(model, torchvision_name(name), weights)
     return model
 
 # %% ../nbs/450_models.ipynb #4cdc9b74
@@ -84,11 +93,11 @@ def factory(
     name: str, # Name of a published network
 ) -> Callable[..., Classifier]:
     "A function that makes a published network, with a signature and a docstring of its own."
-    def make_published(num_classes: int = 1000, pretrained: bool | str = False, weights: Any = None, **arguments: Any) -> Any:
+    def make_published(num_classes: int | None = None, pretrained: bool | str | os.PathLike = False, weights: Any = None, **arguments: Any) -> Any:
         return published(name, pretrained, weights, num_classes=num_classes, **arguments)
     make_published.__name__ = make_published.__qualname__ = name
     make_published.__module__, make_published.__doc__ = __name__, ARCHITECTURES[name].__doc__
-    own = list(inspect.signature(make_published).parameters.values())[:3]
+    own = [*list(inspect.signature(make_published).parameters.values())[:3], inspect.Parameter("allow_pickle", inspect.Parameter.KEYWORD_ONLY, default=False)]
     rest = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(ARCHITECTURES[name]).parameters.values() if p.name != "num_classes"]
     make_published.__signature__ = inspect.Signature(own + rest)
     return make_published
@@ -114,8 +123,9 @@ def create_model(
     head: str | PartConfig | Mapping | nn.Module | None = None, # The same for the head
     num_classes: int | None = None,                             # Classes; 0 for no classifier
     config: Any = None,                                         # A whole configuration, or any object with fields to read what is not given here
-    pretrained: bool | str = False,                             # Load published weights, of a network or of the backbone
+    pretrained: bool | str | os.PathLike = False, # Load published weights, of a network or of the backbone
     weights: Any = None,                                        # torchvision's weights of a network, as torchvision spells them
+    allow_pickle: bool = False,                                 # Whether to take a pickle where a repository has no safetensors
     **arguments: Any,                                           # What the architecture takes besides
 ) -> Any:
     "Make a model by name, from parts, or from a configuration; what is given here counts before what a configuration says. Raises: UnknownNameError, UnknownArgumentError, ConfigError, WeightsError."
@@ -123,24 +133,16 @@ def create_model(
     whole = next((part_config(c) for c in (architecture, config) if is_whole(c)), None)
     if whole is not None: name, given = whole.name, {**whole.arguments, **given}
     else:
-        name, pretrained = with_tag(architecture, pretrained)
-        if isinstance(given.get("backbone"), str): given["backbone"], pretrained = with_tag(given["backbone"], pretrained)
+        name, pretrained = split_tag(architecture, pretrained)
+        if isinstance(given.get("backbone"), str): given["backbone"], pretrained = split_tag(given["backbone"], pretrained)
         if config is not None: given = {**fields_for(name, config), **given}
-    if "backbone" not in given and name in ARCHITECTURES and ARCHITECTURES.canonical(name) in PUBLISHED: return published(name, pretrained, weights, **given)
+    if "backbone" not in given and name in ARCHITECTURES and ARCHITECTURES.canonical(name) in PUBLISHED: return published(name, pretrained, weights, allow_pickle, **given)
     if weights is not None: raise ConfigError(f"weights={weights!r} are torchvision's of a whole network; for parts give pretrained=")
-    model = make(ARCHITECTURES, name, **given)
-    if pretrained: load_published(model, name, given, pretrained)
+    loads = pretrained is not None and pretrained is not False
+    with deferred_init() if loads else nullcontext():
+        model = make(ARCHITECTURES, name, **given)
+        if loads: load_published(model, name, given, pretrained, allow_pickle)
     return model
-
-# %% ../nbs/450_models.ipynb #6be84537
-def with_tag(
-    name: str,              # A network's name, perhaps with the tag of its weights: `"resnet50.a1_in1k"`
-    pretrained: bool | str, # Whether to load weights, or which
-) -> tuple[str, bool | str]: # The name, and which weights to load
-    "Read a name in timm's spelling. Raises: UnknownNameError for a tag that there is not."
-    name, _, tag = name.partition(".")
-    if tag: find_pretrained(name, tag)
-    return name, tag if tag and pretrained is True else pretrained
 
 # %% ../nbs/450_models.ipynb #8aa3427c
 def is_whole(
@@ -165,13 +167,13 @@ def load_published(
     model: nn.Module,           # Model to load into
     name: str,                  # Its architecture
     given: Mapping[str, Any],   # What it was made with
-    pretrained: bool | str,     # True for timm's default, or a tag, file or hub repository
+    pretrained: bool | str | os.PathLike, # True for timm's default, or a tag, file, folder or hub repository
+    allow_pickle: bool = False, # Whether to take a pickle where a repository has no safetensors
 ) -> None:
     "Load published weights into a network, or into the backbone of a model that was put together. Raises: WeightsError, ConfigError."
-    if "backbone" not in given: load_pretrained(model, name, pretrained); return
-    if isinstance(given["backbone"], nn.Module): raise ConfigError("pretrained= needs the backbone's name; load into a backbone of your own with load_weights")
-    load_pretrained(model.backbone, part_config(given["backbone"]).name, pretrained)
-    model.provenance = model.backbone.provenance
+    if isinstance(given.get("backbone"), nn.Module):
+        raise ConfigError("pretrained= needs the backbone's name; load into a backbone of your own with load_weights")
+    model.load_pretrained(pretrained, allow_pickle)
 
 # %% ../nbs/450_models.ipynb #568126dd
 def list_models(

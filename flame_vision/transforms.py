@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['TRANSFORMS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'transformed_shape', 'register_transform', 'list_transforms',
-           'create_transform', 'as_picture', 'Transform', 'interpolation_mode', 'Resize', 'CenterCrop', 'ToTensor',
-           'Normalize', 'Compose', 'build_transforms', 'RandomResizedCrop', 'RandomAffine', 'Pad', 'RandomCrop',
-           'RandomHorizontalFlip', 'ColorJitter', 'RandomErasing', 'Grayscale', 'RGB', 'crop_size',
-           'classification_transforms', 'training_transforms']
+           'create_transform', 'as_picture', 'Transform', 'interpolation_mode', 'Resize', 'CenterCrop', 'as_gray',
+           'ToTensor', 'Normalize', 'Compose', 'build_transforms', 'RandomResizedCrop', 'RandomAffine', 'Pad',
+           'RandomCrop', 'RandomHorizontalFlip', 'ColorJitter', 'RandomErasing', 'check_channels', 'Grayscale', 'RGB',
+           'crop_size', 'classification_transforms', 'training_transforms']
 
 # %% ../nbs/050_transforms.ipynb #3ccdb4c3
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -74,7 +75,9 @@ def create_transform(
 def as_picture(
     value: Any, # An input of a transform
 ) -> Any:       # A PIL image for a uint8 array, a tensor for another array; anything else as it is
-    "Take an array (HW or HWC) for the picture that it is. Raises: DataError for an array that is none."
+    "Take an array (HW or HWC) for the picture that it is. Raises: DataError for an array that is none, and for a path."
+    if isinstance(value, (str, os.PathLike)):
+        raise DataError(f"{os.fspath(value)!r} is a path, not a picture; open it with flame_vision.images.load_image")
     if not isinstance(value, np.ndarray): return value
     if value.ndim == 2: value = value[:, :, None]
     if value.ndim != 3 or value.shape[2] not in (1, 3, 4):
@@ -126,6 +129,17 @@ class CenterCrop(Transform, v2.CenterCrop):
     ):
         super().__init__(size)
 
+# %% ../nbs/050_transforms.ipynb #420a619c
+def as_gray(
+    image: PIL.Image.Image, # A picture; Pillow has 16 bits of gray in modes `I`, `I;16`, `I;16B` …, and can resize only some
+    bits: int = 16,         # 16 gives mode `I;16`, 8 gives `L`
+) -> PIL.Image.Image:       # A picture without 16 bits as it is
+    "A gray picture of 16 bits in one mode that can be resized. Raises: DataError for floating-point pixels that shall have 8 bits."
+    if bits == 8 and image.mode == "F": raise DataError("nothing says which of a picture's floating-point pixels is white; save it with 8 or 16 bits")
+    if image.mode != "I" and not image.mode.startswith("I;16"): return image
+    pixels = np.asarray(image).clip(0, 65535).astype(np.uint16)
+    return PIL.Image.fromarray(pixels if bits == 16 else (pixels >> 8).astype(np.uint8))
+
 # %% ../nbs/050_transforms.ipynb #eb1e21d4
 @register_transform("to_tensor")
 class ToTensor(Transform):
@@ -135,7 +149,7 @@ class ToTensor(Transform):
     def __init__(self): super().__init__()
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Tensor:
-        image = inpt if isinstance(inpt, Tensor) else F.to_image(inpt)
+        image = inpt if isinstance(inpt, Tensor) else F.to_image(as_gray(inpt))
         if not (image.is_floating_point() or image.dtype in (torch.uint8, torch.uint16)):
             raise DataError(f"ToTensor takes uint8, uint16 or floating-point pixels, got {image.dtype}: it cannot know what white is")
         if image.dtype != torch.uint8: return F.to_dtype(image, torch.float32, scale=True)
@@ -156,7 +170,8 @@ class Normalize(Transform, v2.Normalize):
         super().__init__(mean, std, inplace)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
-        if any(isinstance(x, PIL.Image.Image) for x in flat_inputs): raise DataError("Normalize takes a tensor, got a PIL image; put ToTensor before it")
+        if any(isinstance(x, PIL.Image.Image) for x in flat_inputs):
+            raise DataError("Normalize takes a tensor, got a PIL image; put ToTensor before it")
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)): return inpt  # masks, boxes
@@ -198,7 +213,8 @@ class Compose(Transform, v2.Compose):
     def config(self) -> PartConfig:
         "The steps and their arguments. Raises: ConfigError for a step that is not one of ours."
         for i, step in enumerate(self.transforms):
-            if not isinstance(step, Part): raise ConfigError(f"step {i}, {step}, cannot be written into a configuration; derive it from Transform and register it")
+            if isinstance(step, Part): continue
+            raise ConfigError(f"step {i}, {step}, cannot be written into a configuration; derive it from Transform and register it")
         return PartConfig(name="compose", arguments={"transforms": [step.config for step in self.transforms]})
 
 # %% ../nbs/050_transforms.ipynb #5d73bed3
@@ -251,7 +267,8 @@ class RandomCrop(Transform, v2.RandomCrop): "Cut out a random part of a fixed si
 
 # %% ../nbs/050_transforms.ipynb #0f47c4a4
 @register_transform("random_horizontal_flip")
-class RandomHorizontalFlip(Transform, v2.RandomHorizontalFlip): "Mirror left and right at random. Source: torchvision.transforms.v2.RandomHorizontalFlip."
+class RandomHorizontalFlip(Transform, v2.RandomHorizontalFlip):
+    "Mirror left and right at random. Source: torchvision.transforms.v2.RandomHorizontalFlip."
 
 # %% ../nbs/050_transforms.ipynb #8e67ad98
 @register_transform("color_jitter")
@@ -259,15 +276,41 @@ class ColorJitter(Transform, v2.ColorJitter): "Vary brightness, contrast, satura
 
 # %% ../nbs/050_transforms.ipynb #a492d8ea
 @register_transform("random_erasing")
-class RandomErasing(Transform, v2.RandomErasing): "Blank out a random rectangle of a tensor. Source: torchvision.transforms.v2.RandomErasing; Zhong et al. 2017, arXiv:1708.04896."
+class RandomErasing(Transform, v2.RandomErasing):
+    "Blank out a random rectangle of a tensor. Source: torchvision.transforms.v2.RandomErasing; Zhong et al. 2017, arXiv:1708.04896."
+
+# %% ../nbs/050_transforms.ipynb #92a94cd5
+def check_channels(
+    transform: Any, # Who asks
+    inpt: Any,      # A picture, or what goes with one
+) -> None:
+    "Raises: ShapeError for a tensor that has neither 1 nor 3 channels."
+    if isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, (tv_tensors.Image, tv_tensors.Video)): return  # masks, boxes
+    if not isinstance(inpt, Tensor) or inpt.ndim < 3 or inpt.shape[-3] in (1, 3): return
+    raise ShapeError(f"{transform} cannot take {list(inpt.shape)}: it takes 1 or 3 channels before height and width, not {inpt.shape[-3]}; "
+                     "of red, green, blue and alpha, x[..., :3, :, :] keeps the colours")
 
 # %% ../nbs/050_transforms.ipynb #56b379d8
 @register_transform("grayscale")
-class Grayscale(Transform, v2.Grayscale): "Turn colours into gray, with 1 or 3 channels. Source: torchvision.transforms.v2.Grayscale."
+class Grayscale(Transform, v2.Grayscale):
+    "Turn colours into gray, with 1 or 3 channels; gray stays as deep as it is. Source: torchvision.transforms.v2.Grayscale."
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        check_channels(self, inpt)
+        if not isinstance(inpt, PIL.Image.Image): return super().transform(inpt, params)
+        if self.num_output_channels == 3: return super().transform(as_gray(inpt, bits=8), params)
+        inpt = as_gray(inpt)
+        if inpt.mode == "F" and not 0 <= inpt.getextrema()[0] <= inpt.getextrema()[1] <= 1:
+            raise DataError("floating-point pixels go from 0 to 1, which is white; these go from {:g} to {:g}".format(*inpt.getextrema()))
+        return inpt if inpt.mode in ("L", "I;16", "F") else super().transform(inpt, params)
 
 # %% ../nbs/050_transforms.ipynb #68afbdd1
 @register_transform("rgb")
-class RGB(Transform, v2.RGB): "Give a gray picture three channels; leave colours alone. Source: torchvision.transforms.v2.RGB."
+class RGB(Transform, v2.RGB):
+    "Give any PIL image, and a gray tensor, the channels red, green and blue; alpha is dropped. Source: torchvision.transforms.v2.RGB."
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        check_channels(self, inpt)
+        if not isinstance(inpt, PIL.Image.Image): return super().transform(inpt, params)
+        return inpt if inpt.mode == "RGB" else super().transform(as_gray(inpt, bits=8), params)
 
 # %% ../nbs/050_transforms.ipynb #1a812939
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -288,11 +331,13 @@ def classification_transforms(
     std: Sequence[float] = IMAGENET_STD,                    # One for each channel
     crop_pct: float = 0.875,                                # Part of the resized picture's smaller side that the crop keeps
     interpolation: str | InterpolationMode = "bicubic",     # How to resize
+    crop_mode: str = "center",                              # `"center"` keeps the picture's aspect, `"squash"` does not
 ) -> Compose:                                               # From a picture to a tensor of the input size
-    "Resize, crop the centre, normalise: the way to evaluate a classifier. Source: timm.data.create_transform."
-    if not 0 < crop_pct <= 1: raise ConfigError(f"crop_pct lies in (0, 1], got {crop_pct}")
+    "Resize, crop the centre, normalise: the way to evaluate a classifier. Raises: ConfigError. Source: timm.data.create_transform."
+    if not crop_pct > 0: raise ConfigError(f"crop_pct is above 0, and at most 1 but for pictures with a border, got {crop_pct}")
+    if crop_mode not in ("center", "squash"): raise ConfigError(f"crop_mode must be 'center' or 'squash', got {crop_mode!r}")
     h, w = crop_size(input_size)
-    resized = int(h / crop_pct) if h == w else [int(h / crop_pct), int(w / crop_pct)]
+    resized = int(h / crop_pct) if h == w and crop_mode == "center" else [int(h / crop_pct), int(w / crop_pct)]
     return Compose([Resize(resized, interpolation), CenterCrop((h, w)), ToTensor(), Normalize(mean, std)])
 
 # %% ../nbs/050_transforms.ipynb #1c59130c

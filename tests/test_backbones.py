@@ -292,9 +292,10 @@ def test_what_is_refused(name):
 REFUSE = """
 import sys, torch
 sys.path.insert(0, "tests")
-from test_backbones import ONE_EACH, WRONG, ConfigError, create_backbone, create_model
+from test_backbones import ONE_EACH, WRONG, ConfigError, create_model
+from flame_vision.backbones.base import BACKBONES
 for name in ONE_EACH:
-    wrong = [(create_backbone, {k: v}) for k, values in WRONG.items() for v in values]
+    wrong = [(BACKBONES.create, {k: v}) for k, values in WRONG.items() for v in values]
     wrong += [(create_model, {"num_classes": n}) for n in ("5", 2.5, True)]
     for make, arguments in wrong:
         try:

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from wandb_record import read_records
 
-from flame_vision.cli import main
-from flame_vision.core import FlameVisionError
+from flame_vision.backbones import create_backbone
+from flame_vision.benchmarks import check_device
+from flame_vision.cli import COMMANDS, command_parser, main, parse, pretrained_model, quantity
+from flame_vision.core import ConfigError, FlameVisionError
+from flame_vision.data import ImageFolderDataModule
 from flame_vision.models import create_model
 from flame_vision.versioning import ModelRegistry, load_checkpoint
 
@@ -152,6 +156,18 @@ def test_broken_files_can_be_skipped(tmp_path, capsys):
     (["fit", "--config={cut}"], "--config is no YAML"),
     (["summary", "classifier"], "backbone"),
     (["models", ""], "no model matches"),
+    (["models", "--sort=acc"], "--sort: choose one of name, parameters, macs, top1; got acc"),
+    (["models", "--max-parameters=five"], "written as 5M, 25.6M or 1e6, got 'five'"),
+    (["models", "--max_parameters=-5"], "got -5"),
+    (["models", "--zzz"], "no option --zzz; there is --help, --json, --max_parameters, --no_json, --no_tags, --sort, --tags"),
+    (["models", "a", "b"], "has no use for 'b'"),
+    (["summary", "resnet18", "--shape=[1,a]"], "--shape: expected ints, as in [1,3,224,224], got [1, 'a']"),
+    (["fit", "--data={pictures}", "--on-error=no"], "--on_error: choose one of raise, skip; got no"),
+    (["fit", "--data={pictures}", "--trainer=3"], "--trainer: expected names and values"),
+    (["fit", "--data={pictures}", "--progress=maybe"], "--progress: expected yes or no, got 'maybe'"),
+    (["fit", "--data={pictures}", "--workers=a"], "--workers: expected an int, got a"),
+    (["fit", "--data={pictures}", "--learning-rate=a"], "--learning_rate: expected a number, got a"),
+    (["fit", "--config={slip}"], "did you mean 'image_size'"),
     (["fit", "--data={pictures}", "--epochs=0"], "epochs must be at least 1"),
     (["fit", "--data={pictures}", "--learning_rate=-1"], "learning_rate must be above 0"),
     (["fit", "--data={pictures}", "--backbone=resnet18", "--pretrained={cut}"], "cut.pt is damaged"),
@@ -169,7 +185,9 @@ def test_mistakes_are_one_line(words, says, trained, pictures, tmp_path, capsys)
     cut = tmp_path / "cut.pt"
     torch.save(create_model("resnet18", num_classes=2).state_dict(), cut)
     cut.write_bytes(cut.read_bytes()[:cut.stat().st_size // 2])
-    words = [w.format(pictures=pictures, cut=cut) for w in words]
+    slip = tmp_path / "slip.yaml"
+    slip.write_text(f"data: {pictures}\nimage-size: 32\n")
+    words = [w.format(pictures=pictures, cut=cut, slip=slip) for w in words]
     if words[0] in ("fit", "predict", "summary"): words.append(f"--registry={trained / 'registry'}")
     if words[0] == "fit": words.append(f"--runs={tmp_path / 'runs'}")
     before = sorted(p for p in (trained / "registry").rglob("*"))
@@ -283,6 +301,124 @@ def test_bench_prints_a_table_and_writes_what_it_measured(suite, keys, tmp_path,
     assert all(keys <= set(r) and min(v for v in r.values() if isinstance(v, float)) > 0 for r in written["results"])
 
 
-def test_bench_of_nothing_known(capsys):
-    assert main(["bench", "backbonez"]) == 2 and "there is backbones, shapes" in capsys.readouterr().err
-    assert main(["bench", "backbones", "--names=resnet51"]) == 1 and "did you mean 'resnet50'" in capsys.readouterr().err
+@pytest.mark.parametrize("words, says", [
+    (["backbonez"], "there is backbones, shapes, loading"),
+    (["--names=resnet18,resnet51"], "did you mean 'resnet50'"),
+    (["shapes", "--names=resnet51"], "did you mean 'resnet50'"),
+    (["loading", "--names=resnet51"], "did you mean 'resnet50'"),
+    (["--names=classifier"], "no published network is called 'classifier'"),
+    (["loading", "--names=efficientnetv2_s"], "publishes no weights of 'efficientnetv2_s'"),
+    (["loading", "--names=resnet50.tv9_in1k"], "did you mean 'tv"),
+    (["--names=,"], "names holds no network"),
+    (["--device=gpu"], "device must be cpu or cuda, got 'gpu'"),
+    (["--device=meta"], "device must be cpu or cuda, got 'meta'"),
+    (["shapes", "--device=cuda"], "'shapes' has no argument 'device'; it takes names, image_size, rounds"),
+    (["loading", "--channels-last"], "'loading' has no argument 'channels_last'"),
+    (["--rounds=0"], "rounds must be at least 1"),
+    (["--batch-size=0"], "batch_size must be at least 1"),
+    (["--image-size=-3"], "image_size must be at least 1"),
+    (["--threads=0"], "threads must be at least 1"),
+    (["--threads=x"], "--threads: expected an int, got x"),
+    (["--json={tmp}/nowhere/bench.json"], "no folder to write"),
+])
+def test_bench_refuses_before_it_measures(words, says, tmp_path, capsys):
+    code = main(["bench", *[w.format(tmp=tmp_path) for w in words]])
+    said = capsys.readouterr()
+    assert code != 0 and not said.out and said.err.count("\n") == 1
+    assert said.err.startswith("flame-vision: error: ") and says in said.err
+
+
+@pytest.mark.parametrize("suite, name, size", [
+    ("backbones", "convnext_tiny", 2), ("shapes", "convnext_tiny", 2), ("backbones", "vit_tiny_patch16_224", 64)])
+def test_bench_of_a_size_that_a_network_cannot_take(suite, name, size, capsys):
+    assert main(["bench", suite, f"--names={name}", f"--image-size={size}", "--rounds=1"]) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.startswith("flame-vision: error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("devices, device, says", [
+    (0, "cuda", "finds no GPU"), (0, "cuda:0", "finds no GPU"), (2, "cuda:2", "the last of 2 is 'cuda:1'")])
+def test_a_device_that_is_not_there(devices, device, says, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    assert main(["bench", f"--device={device}"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("flame-vision: error: ") and says in said.err and not said.out
+    if devices: assert [check_device(d) for d in ("cpu", "cuda", "cuda:1")] == [None] * 3
+
+
+def test_bench_writes_all_settings(tmp_path):
+    path = tmp_path / "bench.json"
+    assert main(["bench", "shapes", "--names= mobilenetv3_small_050 ,", "--rounds=1", "--image-size=32", f"--json={path}"]) == 0
+    assert json.loads(path.read_text())["settings"] == {"names": ["mobilenetv3_small_050"], "image_size": 32, "rounds": 1}
+
+
+def test_hyphens_and_underscores_are_one():
+    typed = ["--data", "a-b_c", "--image-size", "64", "--learning-rate=1e-4", "--no-progress", "--on-error=skip", "--trainer.gradient-clip-val=1"]
+    plain = ["--data", "a-b_c", "--image_size", "64", "--learning_rate=1e-4", "--no_progress", "--on_error=skip", "--trainer.gradient_clip_val=1"]
+    read = parse(command_parser("fit"), typed)
+    assert read == parse(command_parser("fit"), plain)
+    assert (read["data"], read["image_size"], read["progress"], read["on_error"]) == ("a-b_c", 64, False, "skip")
+    assert read["trainer"] == {"gradient_clip_val": 1}
+
+
+def test_numbers_as_tables_print_them(capsys):
+    assert [quantity(v) for v in ("5M", "25.6M", "25.6 m", "1e6", "3e+6", 3e6, "12k", "1G", 7)] == [5e6, 25.6e6, 25.6e6, 1e6, 3e6, 3e6, 12e3, 1e9, 7]
+    for wrong in ("", "M", "5X", "1.2.3", "nan", "-5", "5 M M"):
+        with pytest.raises(ConfigError, match="a number is written as"): quantity(wrong)
+    said = []
+    for typed in ("5M", "5e6", "5000000"):
+        assert main(["models", f"--max-parameters={typed}"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2] and "mobilenetv3_small" in said[0] and "resnet18" not in said[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_what_there_is(name, capsys):
+    with pytest.raises(SystemExit) as left: main([name, "--help"])
+    said = capsys.readouterr().out
+    assert left.value.code == 0 and "shtab" not in said and f"usage: flame-vision {name}" in said
+    assert said.count(COMMANDS[name].__doc__[:20]) == 1, "once"
+
+
+SQUASHED = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "input_size": [3, 224, 224], "crop_pct": 0.9,
+            "interpolation": "bilinear", "crop_mode": "squash"}
+
+
+def weights_in(folder, **said):
+    "Weights of a ResNet-18 in a folder, with what a configuration says of them."
+    folder.mkdir()
+    save_file(create_backbone("resnet18").state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": said}))
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:weights of")
+def test_pictures_are_prepared_as_those_of_the_weights_at_the_size_of_the_data(pictures, tmp_path):
+    from dataclasses import replace
+
+    from flame_vision.preprocessing import transforms_for
+    data = ImageFolderDataModule(pictures, (32, 48), num_workers=0)
+    model = pretrained_model("resnet18", weights_in(tmp_path / "w", **SQUASHED), data, 0)
+    assert data.eval_transforms.config == transforms_for(replace(model.provenance, input_size=(3, 32, 48))).config
+    resize = next(step for step in data.eval_transforms.transforms if type(step).__name__ == "Resize")
+    assert list(resize.size) == [35, 53] and data.input_shape == data.train_shape == [3, 32, 48], "squashed, at the user's size"
+    for pipeline in (data.train_transforms, data.eval_transforms):
+        normalize = pipeline.transforms[-1]
+        assert (list(normalize.mean), list(normalize.std)) == (SQUASHED["mean"], SQUASHED["std"])
+    assert data.train_transforms.transforms[0].interpolation.value == "bilinear"
+
+
+@pytest.mark.filterwarnings("ignore:weights of")
+def test_weights_that_do_not_say_how_pictures_were_prepared(pictures, tmp_path):
+    data = ImageFolderDataModule(pictures, 32, mean=[0.1] * 3, std=[0.9] * 3, num_workers=0)
+    with pytest.warns(UserWarning, match="does not say how its images were prepared: ImageNet's mean and deviation are used"):
+        pretrained_model("resnet18", weights_in(tmp_path / "w"), data, 0)
+    for pipeline in (data.train_transforms, data.eval_transforms): assert list(pipeline.transforms[-1].mean) == [0.485, 0.456, 0.406]
+
+
+def test_weights_whose_pictures_had_a_border_are_refused_in_one_line(pictures, tmp_path, capsys):
+    weights = weights_in(tmp_path / "w", **SQUASHED | {"crop_mode": "border"})
+    capsys.readouterr()
+    words = ["fit", f"--data={pictures}", f"--pretrained={weights}", f"--registry={tmp_path / 'registry'}", f"--runs={tmp_path / 'runs'}"]
+    assert main([*words, *QUICK]) == 2 and "images with a border" in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "runs").exists()

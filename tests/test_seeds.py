@@ -216,3 +216,34 @@ def test_backbones():
             return [features[i] for i in self.output_indices]
 
     assert [f.shape[1] for f in FeatureSelector(backbone, (2, 4))(torch.randn(1, 3, 64, 64))] == [128, 512]
+
+
+def test_feature_pyramid():
+    "The neck itself is torchvision's here, told the channels that the backbone has inferred."
+    from collections import OrderedDict
+
+    from torchvision.ops import FeaturePyramidNetwork
+
+    from flame_vision.backbones import create_backbone
+
+    def build_fpn(fpn_channels):
+        pyramid = FeaturePyramidNetwork([info.channels for info in backbone.feature_info], fpn_channels)
+        return lambda features: pyramid(OrderedDict((str(stage), maps) for stage, maps in features.items()))
+
+    class FeaturePyramid(nn.Module):
+        def __init__(self, backbone, fpn_channels):
+            super().__init__()
+            self.backbone = backbone
+            self.fpn = build_fpn(fpn_channels)
+
+        def forward(self, x):
+            features = self.backbone(x)
+            return self.fpn(features)
+
+    backbone = create_backbone(
+        "efficient_net",
+        output_indices=(2, 3, 4),
+        features_only=True
+    )
+    maps = FeaturePyramid(backbone.eval(), 32)(torch.randn(1, 3, 96, 64))
+    assert {stage: tuple(m.shape) for stage, m in maps.items()} == {"2": (1, 32, 12, 8), "3": (1, 32, 6, 4), "4": (1, 32, 3, 2)}

@@ -425,10 +425,11 @@ SLIPS = [("vit", dict(num_heads=5)), ("vit", dict(pool="max")), ("vit", dict(cla
 REFUSE = """
 import sys, torch
 sys.path.insert(0, "tests")
-from test_transformers import ONE_EACH, SLIPS, WRONG, ConfigError, create_backbone
+from test_transformers import ONE_EACH, SLIPS, WRONG, ConfigError
+from flame_vision.backbones.base import BACKBONES
 for name, arguments in SLIPS + [(n, {k: v}) for n in ONE_EACH for k, values in WRONG.items() for v in values]:
     try:
-        with torch.device("meta"): create_backbone(name, **arguments)
+        with torch.device("meta"): BACKBONES.create(name, **arguments)
     except ConfigError as e: assert str(e); continue
     raise AssertionError((name, arguments))
 """

@@ -9,21 +9,25 @@ __all__ = ['ARCHITECTURES', 'CHANGEABLE', 'register_architecture', 'list_archite
 
 # %% ../../nbs/architectures/400_base.ipynb #6650878b
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..backbones.base import BACKBONES, FeatureInfo, variant
+from ..backbones.create import full_name
+from ..core.deferred import stepped_outside
 from ..core.errors import ConfigError
+from ..core.pretrained import Provenance, load_pretrained
 from ..core.names import Catalogue
-from ..core.pretrained import Provenance
 from ..core.shapes import TensorSpec, get_output_shape, get_output_specs
 from ..core.key_maps import KeyMap, rename
+from ..core.weights import LoadReport
 from ..heads.classifier import HEADS
 from ..parts import Part, build, part_config, remember
 from ..predictions import Classification, classify
+from ..preprocessing import Preprocessing
 from ..schemas import PartConfig
-from ..transforms import build_transforms, classification_transforms
 
 # %% ../../nbs/architectures/400_base.ipynb #cdf1033b
 ARCHITECTURES = Catalogue("architecture", "flame_vision.architectures")
@@ -52,12 +56,10 @@ def register_architectures(
     for name, preset in table.items(): register_architecture(name)(variant(cls, name, preset))
 
 # %% ../../nbs/architectures/400_base.ipynb #237265eb
-class BaseArchitecture(Part):
+class BaseArchitecture(Preprocessing, Part):
     "Base of the models: images → backbone → neck → head. A subclass may set the parts itself, and may define its own `forward`."
     catalogue = ARCHITECTURES
     class_names: list[str] | None = None    # What the classes are called
-    preprocessing: Any = None               # Transforms of an image, or their configuration
-    provenance: Provenance | None = None    # Where published weights came from
 
     def __init__(self,
         backbone: nn.Module | None = None,  # Images to feature maps
@@ -66,11 +68,6 @@ class BaseArchitecture(Part):
     ):
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # torchvision's transforms are modules, and yet no part of the network
-        if name == "preprocessing": object.__setattr__(self, name, value)
-        else: super().__setattr__(name, value)
 
     def forward(self,
         x: Float[Tensor, "b c h w"],   # Images
@@ -86,14 +83,6 @@ class BaseArchitecture(Part):
         self._arguments = {**self._arguments, **parts}
         return super().config
 
-    def transforms(self) -> Any:
-        "The pipeline that prepares an image for this model. Raises: ConfigError where none is known."
-        if self.preprocessing is not None: return build_transforms(self.preprocessing)
-        origin = self.provenance
-        if origin is None or origin.mean is None:
-            raise ConfigError(f"{type(self).__name__} does not know how its images are prepared; set model.preprocessing, or give transforms=")
-        return classification_transforms(origin.input_size, origin.mean, origin.std, origin.crop_pct, origin.interpolation)
-
 # %% ../../nbs/architectures/400_base.ipynb #5f440d30
 def build_backbone(
     backbone: str | PartConfig | Mapping | nn.Module, # A name, a configuration, or a backbone
@@ -108,6 +97,7 @@ def build_named_backbone(
     **wishes: Any,   # Arguments that it gets where it has them
 ) -> nn.Module:
     "A backbone by name, with those of some arguments that it knows; one of your own may know none. Raises: UnknownNameError, ConfigError."
+    name = full_name(name)
     known = inspect.signature(BACKBONES[name]).parameters
     if wishes.get("in_channels", 3) != 3 and "in_channels" not in known: raise ConfigError(f"backbone {name!r} takes no in_channels")
     return build(BACKBONES, name, **{k: v for k, v in wishes.items() if k in known})
@@ -126,6 +116,9 @@ CHANGEABLE = ("norm_eps", "padding", "final_norm_eps", "roll_first", "img_size",
 class BackboneControls:
     "What a user can change of a model's backbone."
     backbone: Any
+    provenance: Provenance | None
+    _name: str | None
+    _arguments: dict[str, Any]
 
     def set_gradient_checkpointing(self, stages: bool | Iterable[int] = True) -> None:
         "Choose the backbone's stages that training computes twice instead of remembering. Changes the model. Raises: ConfigError."
@@ -136,6 +129,14 @@ class BackboneControls:
         "Scale a transformer's positions to another image size for good. Changes the model: call it before threads share it. Raises: ConfigError."
         if not hasattr(self.backbone, "set_input_size"): raise ConfigError(f"{type(self.backbone).__name__} has no input size to set; it takes any")
         self.backbone.set_input_size(img_size)
+
+    def load_pretrained(self, which: bool | str | os.PathLike = True, allow_pickle: bool = False) -> LoadReport:
+        "Load published weights, of the whole network where it was published, else of its backbone. Changes the model. Warns of all that differs. Raises: WeightsError."
+        if "backbone" not in self._arguments: return load_pretrained(self, self._name or type(self).__name__, which, allow_pickle)
+        if not hasattr(self.backbone, "load_pretrained"): raise ConfigError(f"{type(self.backbone).__name__} has no published weights; use load_weights")
+        report = self.backbone.load_pretrained(which, allow_pickle)
+        self.provenance = self.backbone.provenance
+        return report
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         "timm's name of it, for all stages."
@@ -227,6 +228,14 @@ class ComposedWeights:
         "Let the backbone scale what was learnt on another grid. Raises: WeightsError."
         scale = getattr(self.backbone, "resample", None)
         return scale(key.removeprefix("backbone."), tensor) if scale and key.startswith("backbone.") else None
+
+    def adapt_input(self,
+        key: str,        # A key of ours
+        tensor: Tensor,  # What weights have for it, of another shape
+    ) -> Tensor | None:  # Kernels of the first convolution for this model's inputs; None for anything else
+        "Let the backbone make its first kernels fit other inputs. Raises: WeightsError."
+        adapt = getattr(self.backbone, "adapt_input", None)
+        return adapt(key.removeprefix("backbone."), tensor) if adapt and key.startswith("backbone.") else None
 
     def differing(self,
         settings: Mapping[str, Any], # Arguments of the backbone and their values
@@ -335,8 +344,10 @@ class Classifier(ClassifierForward, ClassifierMixin, ComposedWeights, BaseArchit
         bare = neck is not None or not classifies(head)
         if isinstance(backbone, str): self.backbone = build_named_backbone(backbone, output_indices=(-1,), in_channels=in_channels, features_only=bare)
         else: self.backbone = build_backbone(backbone)
+        self.provenance = getattr(self.backbone, "provenance", None)
         known = head is None or isinstance(head, nn.Module)
-        self.head = build_head(head, 0 if known else self.head_features(head), num_classes, dropout)
+        with stepped_outside(): in_features = 0 if known else self.head_features(head)
+        self.head = build_head(head, in_features, num_classes, dropout)
 
     def forward_features(self,
         x: Float[Tensor, "b c h w"] | Sequence[int] | TensorSpec,  # Images, or just their shape

@@ -11,8 +11,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from .base import Classifier, register_architecture
-from ..backbones.base import BACKBONES, BaseBackbone, create_backbone
+from ..backbones.base import BACKBONES, BaseBackbone
 from ..backbones.convnext import CONVNEXTS, ConvNeXtBackbone
+from ..backbones.create import create_backbone
 from ..backbones.efficientnet import EFFICIENTNETS, EfficientNetBackbone
 from ..backbones.mobilenet import MOBILENETV2S, MOBILENETV3S, MobileNetV2Backbone, MobileNetV3Backbone
 from ..backbones.regnet import REGNETX, REGNETY, RegNetBackbone

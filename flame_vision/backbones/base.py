@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['NORM_TYPES', 'BACKBONES', 'ADJUSTABLE', 'FeatureInfo', 'select_stages', 'PeerWeights', 'BaseBackbone',
-           'FeatureSelector', 'register_backbone', 'variant', 'register_variants', 'list_backbones', 'variant_name',
-           'create_backbone']
+           'FeatureSelector', 'register_backbone', 'register_backbone_prefix', 'variant', 'register_variants']
 
 # %% ../../nbs/backbones/200_base.ipynb #a6803873
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..blocks.conv import ConvBlock
-from ..core.errors import ConfigError, UnknownNameError
+from ..blocks.patches import resample_patch_embedding
+from ..core.errors import ConfigError
 from ..core.key_maps import KeyMap, drop
 from ..core.names import Catalogue
 from ..core.pretrained import load_pretrained
 from ..core.shapes import get_output_shape
-from ..parts import Configurable, Part, make
+from ..core.weights import LoadReport, adapt_channels
+from ..parts import Configurable, Part
+from ..preprocessing import Preprocessing
 
 # %% ../../nbs/backbones/200_base.ipynb #249cece7
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def select_stages(
     "Which stages a backbone is to return. Raises: ConfigError for one that it does not have."
     stages = tuple(stages)
     if indices is None: return stages
-    wanted = [indices] if isinstance(indices, int) else list(indices)
+    wanted = list(indices) if isinstance(indices, Iterable) else [indices]
     if any(type(i) is not int for i in wanted): raise ConfigError(f"output_indices are numbers of stages, got {indices!r}; this backbone has {stages}")
     bad = [i for i in wanted if i not in stages and not (-len(stages) <= i < 0)]
     if bad or not wanted: raise ConfigError(f"output_indices={tuple(wanted)}: there is no stage {bad or 'at all'}; this backbone has {stages}")
@@ -54,6 +57,7 @@ class PeerWeights:
     classifier_keys: Mapping[str, str] = {}      # Template of the classifier's keys in each layout
     layout_settings: Mapping[str, Mapping[str, Mapping[str, Any]]] = {}  # What weights were trained with, by variant (`"*"`: all) and layout
     dropped: tuple[str, ...] = ()                # Prefixes of parts that it was built without
+    default_variant: str | None = None           # Member of the family that its name alone stands for
 
     @property
     def key_maps(self) -> tuple[KeyMap, ...]:
@@ -77,6 +81,16 @@ class PeerWeights:
         "What would have to change for weights to give what they gave where they were trained."
         return {name: value for name, value in settings.items() if self._arguments.get(name) != value}
 
+    def adapt_input(self,
+        key: str,        # A key of ours
+        tensor: Tensor,  # What weights have for it, of another shape
+    ) -> Tensor | None:  # Kernels of the first convolution for this backbone's channels and patches; None for anything else
+        "Make the first kernels fit other inputs. Raises: WeightsError. Source: timm's `adapt_input_conv`; Beyer et al. 2022, arXiv:2212.08013."
+        name, conv = next(((n, m) for n, m in self.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+        if conv is None or key != f"{name}.weight" or tensor.ndim != 4: return None
+        if conv.kernel_size == conv.stride and tensor.shape[2:] != conv.weight.shape[2:]: tensor = resample_patch_embedding(tensor, conv.kernel_size)
+        return adapt_channels(tensor, conv.in_channels)
+
     def set_norm_eps(self,
         eps: float, # Epsilon of the norms
     ) -> None:
@@ -97,7 +111,7 @@ class PeerWeights:
 BACKBONES = Catalogue("backbone", "flame_vision.backbones")
 
 # %% ../../nbs/backbones/200_base.ipynb #d83c29fb
-class BaseBackbone(PeerWeights, Part):
+class BaseBackbone(PeerWeights, Preprocessing, Part):
     "Base of the backbones: `forward` gives a dict of feature maps by stage, everything else follows from it."
     catalogue = BACKBONES
     in_channels: int = 3                    # Channels of the image
@@ -129,6 +143,13 @@ class BaseBackbone(PeerWeights, Part):
     def num_features(self) -> int:
         "Channels of the deepest map."
         return self.feature_info[-1].channels
+
+    def load_pretrained(self,
+        which: bool | str | os.PathLike = True, # True for timm's default weights, or a tag, a file, a folder, a hub repository
+        allow_pickle: bool = False, # Whether to take a pickle that was not named itself
+    ) -> LoadReport:                # What became of every key
+        "Load published weights, adapted where the inputs are others. Changes the backbone. Warns of all that differs. Raises: WeightsError, UnknownNameError."
+        return load_pretrained(self, self._name or type(self).__name__, which, allow_pickle)
 
     @property
     def ending(self) -> nn.Module | None:
@@ -173,6 +194,13 @@ def register_backbone(
     "Add a backbone to the catalogue. Raises: ConfigError if the name belongs to another one."
     return BACKBONES.register(name, *aliases)
 
+# %% ../../nbs/backbones/200_base.ipynb #05cb24b1
+def register_backbone_prefix(
+    prefix: str, # What the names begin with: `"timm/"`
+) -> Callable[[Any], Any]: # A decorator for a function that gives, for the rest of a name, what makes the backbone
+    "Add another collection's encoders to the catalogue."
+    return BACKBONES.register_prefix(prefix)
+
 # %% ../../nbs/backbones/200_base.ipynb #a35766d3
 ADJUSTABLE = ("norm_eps", "padding", "roll_first", "img_size", "patch_size", "window_size", "dynamic")  # of a variant's arguments, those that a user or weights may still choose
 
@@ -196,40 +224,9 @@ def register_variants(
     cls: type[BaseBackbone],                     # Class of the family
     table: Mapping[str, Mapping[str, Any]],      # Arguments of each variant by name
     aliases: Mapping[str, str] | None = None,    # Other spellings, and the names that they mean
+    default: str | None = None,                  # Variant that the family's name alone stands for
 ) -> None:
     "Add a family's variants to the catalogue."
+    if default is not None: cls.default_variant = default
     for name, preset in table.items():
         register_backbone(name, *[other for other, meant in (aliases or {}).items() if meant == name])(variant(cls, name, preset))
-
-# %% ../../nbs/backbones/200_base.ipynb #0b926217
-def list_backbones(
-    pattern: str = "*", # Shell pattern
-) -> list[str]:
-    "Names of the backbones that match a pattern."
-    return BACKBONES.list(pattern)
-
-# %% ../../nbs/backbones/200_base.ipynb #2adfcc05
-def variant_name(
-    name: str,            # Name of a backbone or of a family
-    variant: str | None,  # Variant of the family
-) -> str:                 # Name in the catalogue
-    "The full name of a variant. Raises: UnknownNameError with the nearest names."
-    if variant is None: return BACKBONES.canonical(name)
-    found = [full for join in ("", "_", "-") if (full := f"{name}{join}{variant}") in BACKBONES]
-    if not found: raise UnknownNameError(f"no variant {variant!r} of {name!r}; there is {', '.join(list_backbones(f'{name}*')) or 'no such family'}")
-    return BACKBONES.canonical(found[0])
-
-# %% ../../nbs/backbones/200_base.ipynb #0ec18747
-def create_backbone(
-    name: str,                              # Name in the catalogue, or of a family; `"name.tag"` names weights too, as in timm
-    variant: str | None = None,             # Variant, where `name` is a family
-    pretrained: bool | str = False,         # Whether to load weights: True for timm's default, or a tag, file or hub id
-    **arguments: Any,                       # What else the family takes: `features_only`, `output_indices`, `output_stride`, `in_channels`, …
-) -> BaseBackbone:
-    "Make a backbone by name. Raises: UnknownNameError, UnknownArgumentError, ConfigError, WeightsError."
-    name, _, tag = name.partition(".")
-    if tag and pretrained is True: pretrained = tag
-    name = variant_name(name, variant)
-    backbone = make(BACKBONES, name, **arguments)
-    if pretrained: load_pretrained(backbone, name, pretrained)
-    return backbone

@@ -17,6 +17,7 @@ from ..blocks.conv import ConvBlock, Padding, create_conv
 from ..blocks.convnext import ConvNeXtBlock
 from ..blocks.drop_path import drop_path_rates
 from ..blocks.layers import LayerNorm2d
+from ..core.deferred import trunc_normal_
 from ..core.errors import ConfigError
 from ..core.key_maps import KeyMap, Rule, rename, reshape
 
@@ -158,7 +159,7 @@ def init_weights(
 ) -> None:
     "The authors' initialisation: small random weights, no bias. Source: Liu et al. 2022, arXiv:2201.03545, appendix A."
     if not isinstance(module, (nn.Conv2d, nn.Linear)): return
-    nn.init.trunc_normal_(module.weight, std=0.02)
+    trunc_normal_(module.weight, std=0.02)
     if module.bias is not None: nn.init.zeros_(module.bias)
 
 # %% ../../nbs/backbones/240_convnext.ipynb #e9a8932a
@@ -170,4 +171,4 @@ CONVNEXTS: dict[str, dict[str, Any]] = {
 }
 
 # %% ../../nbs/backbones/240_convnext.ipynb #f2b5f4b7
-register_variants(ConvNeXtBackbone, CONVNEXTS)
+register_variants(ConvNeXtBackbone, CONVNEXTS, default="convnext_tiny")

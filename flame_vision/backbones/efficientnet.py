@@ -63,7 +63,7 @@ def trained_with(
     return {} if small else {"timm": dict(norm_eps=1e-5), "torchvision": dict(norm_eps=1e-3)}
 
 # %% ../../nbs/backbones/220_efficientnet.ipynb #88d246bc
-@register_backbone("efficientnet")
+@register_backbone("efficientnet", "efficient_net")
 class EfficientNetBackbone(RowBackbone):
     "A stem, rows of inverted residuals, and a 1 × 1 convolution before the classifier. Source: Tan and Le 2019, arXiv:1905.11946; 2021, arXiv:2104.00298."
     classifier_keys = {"timm": "classifier.{p}", "torchvision": "classifier.1.{p}"}
@@ -93,4 +93,4 @@ class EfficientNetBackbone(RowBackbone):
                           drop_path_rate, gradient_checkpointing, norm=norm, act=act, norm_eps=norm_eps, padding=padding)
 
 # %% ../../nbs/backbones/220_efficientnet.ipynb #54f02da1
-register_variants(EfficientNetBackbone, EFFICIENTNETS, aliases={f"efficientnet_v2_{size}": f"efficientnetv2_{size}" for size in EFFICIENTNETV2_ROWS})
+register_variants(EfficientNetBackbone, EFFICIENTNETS, aliases={f"efficientnet_v2_{size}": f"efficientnetv2_{size}" for size in EFFICIENTNETV2_ROWS}, default="efficientnet_b0")

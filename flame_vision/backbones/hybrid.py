@@ -108,4 +108,4 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 }
 
 # %% ../../nbs/backbones/270_hybrid.ipynb #e02ad04a
-register_variants(HybridBackbone, HYBRIDS)
+register_variants(HybridBackbone, HYBRIDS, default="vit_base_r50_s16_384")

@@ -69,7 +69,7 @@ MOBILENETV2S: dict[str, dict[str, Any]] = {
 }
 
 # %% ../../nbs/backbones/225_mobilenet.ipynb #5a745f17
-register_variants(MobileNetV2Backbone, MOBILENETV2S, aliases={"mobilenet_v2": "mobilenetv2_100"})
+register_variants(MobileNetV2Backbone, MOBILENETV2S, aliases={"mobilenet_v2": "mobilenetv2_100"}, default="mobilenetv2_100")
 
 # %% ../../nbs/backbones/225_mobilenet.ipynb #9de333f3
 MOBILENETV3_ROWS = {
@@ -100,7 +100,7 @@ MOBILENETV3S: dict[str, dict[str, Any]] = {
 MOBILENETV3S |= {f"tf_{name}": {**preset, "norm_eps": 1e-3, "padding": "same"} for name, preset in MOBILENETV3S.items() if not name.endswith("050")}
 
 # %% ../../nbs/backbones/225_mobilenet.ipynb #4b1b96ab
-@register_backbone("mobilenetv3")
+@register_backbone("mobilenetv3", "mobilenet_v3", "mobilenet", "mobile_net")
 class MobileNetV3Backbone(RowBackbone):
     "A stem, rows of inverted residuals, a 1 × 1 convolution, and a linear layer on pooled vectors. Source: Howard et al. 2019, arXiv:1905.02244."
     flat, final_pooled = True, True
@@ -137,4 +137,4 @@ class MobileNetV3Backbone(RowBackbone):
                          rename("final.linear.bias", "conv_head.bias"))}
 
 # %% ../../nbs/backbones/225_mobilenet.ipynb #691216d6
-register_variants(MobileNetV3Backbone, MOBILENETV3S, aliases={f"mobilenet_v3_{size}": f"mobilenetv3_{size}_100" for size in MOBILENETV3_ROWS})
+register_variants(MobileNetV3Backbone, MOBILENETV3S, aliases={f"mobilenet_v3_{size}": f"mobilenetv3_{size}_100" for size in MOBILENETV3_ROWS}, default="mobilenetv3_large_100")

@@ -23,6 +23,7 @@ from ..blocks.drop_path import drop_path_rates
 from ..blocks.patches import PatchEmbed, check_patches
 from ..blocks.tokens import Tokens
 from ..blocks.window_attention import pair
+from ..core.deferred import trunc_normal_
 from ..core.errors import ConfigError, ShapeError, WeightsError
 
 # %% ../../nbs/backbones/247_plain.ipynb #5a1fbb10
@@ -53,7 +54,7 @@ def init_linear(
 ) -> None:
     "Truncated normal weights of deviation 0.02 for a linear layer, biases of zero."
     if not isinstance(module, nn.Linear): return
-    nn.init.trunc_normal_(module.weight, std=0.02)
+    trunc_normal_(module.weight, std=0.02)
     if module.bias is not None: nn.init.zeros_(module.bias)
 
 # %% ../../nbs/backbones/247_plain.ipynb #46529d8b

@@ -265,4 +265,4 @@ TORCHVISION_REGNETS = {
 }
 
 # %% ../../nbs/backbones/230_regnet.ipynb #74eb9d8f
-register_variants(RegNetBackbone, REGNETX | REGNETY, TORCHVISION_REGNETS)
+register_variants(RegNetBackbone, REGNETX | REGNETY, TORCHVISION_REGNETS, default="regnety_032")

@@ -157,4 +157,4 @@ RESNETS: dict[str, dict[str, Any]] = {
 }
 
 # %% ../../nbs/backbones/210_resnet.ipynb #a7a2a01c
-register_variants(ResNetBackbone, RESNETS)
+register_variants(ResNetBackbone, RESNETS, default="resnet50")

@@ -221,5 +221,6 @@ SWINV2S: dict[str, dict[str, Any]] = {
 }
 
 # %% ../../nbs/backbones/260_swin.ipynb #cce9a376
-register_variants(SwinBackbone, SWINS, {f"swin_{size[0]}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")})
+register_variants(SwinBackbone, SWINS, {f"swin_{size[0]}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base")},
+                  default="swin_tiny_patch4_window7_224")
 register_variants(SwinBackbone, SWINV2S, {f"swin_v2_{size[0]}": f"swinv2_{size}_window8_256" for size in ("tiny", "small", "base")})

@@ -158,7 +158,7 @@ VITS: dict[str, dict[str, Any]] = {
 
 # %% ../../nbs/backbones/250_vit.ipynb #3cfa8f76
 register_variants(ViTBackbone, VITS, {"vit_b_16": "vit_base_patch16_224", "vit_b_32": "vit_base_patch32_224", "vit_l_16": "vit_large_patch16_224",
-                                      "vit_l_32": "vit_large_patch32_224", "vit_h_14": "vit_huge_patch14_224"})
+                                      "vit_l_32": "vit_large_patch32_224", "vit_h_14": "vit_huge_patch14_224"}, default="vit_base_patch16_224")
 
 # %% ../../nbs/backbones/250_vit.ipynb #b1d18c77
 def attention_rollout(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ..backbones.base import create_backbone as create_backbone
+    from ..backbones.create import create_backbone as create_backbone
     from .attention import AttentionBlock as AttentionBlock
     from .attention import CrossAttention as CrossAttention
     from .attention import FeedForward as FeedForward

@@ -14,6 +14,7 @@ from .attention import check_heads, create_dropout
 from .base import Block, refuse, register_block
 from .patches import resample_position_embedding
 from .window_attention import pair
+from ..core.deferred import trunc_normal_
 from ..core.errors import ConfigError
 
 # %% ../../nbs/blocks/116_tokens.ipynb #a4525532
@@ -38,7 +39,7 @@ class Tokens(Block):
         self.registers = nn.Parameter(torch.empty(1, register_tokens, dim)) if register_tokens else None
         self.positions = nn.Parameter(torch.empty(1, self.embedded_prefix + self.grid[0] * self.grid[1], dim))
         self.dropout = create_dropout(dropout)
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        trunc_normal_(self.positions, std=0.02)
         for prefix in (self.class_token, self.registers):
             if prefix is not None: nn.init.normal_(prefix, std=1e-6)
 

@@ -19,6 +19,7 @@ from .attention import FeedForward, check_heads, check_ratio, create_dropout
 from .base import Block, check_tokens, refuse, register_block
 from .drop_path import drop_path as create_drop_path
 from .layers import check_eps
+from ..core.deferred import trunc_normal_
 from ..core.errors import ConfigError, ShapeError
 
 # %% ../../nbs/blocks/112_window_attention.ipynb #e7fdccee
@@ -76,7 +77,7 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.window = window
         self.table = nn.Parameter(torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
-        nn.init.trunc_normal_(self.table, std=0.02)
+        trunc_normal_(self.table, std=0.02)
 
     def forward(self) -> Float[Tensor, "h n n"]: # What to add to the scores
         index = relative_position_index(self.window, self.table.device)

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['FlameVisionError', 'ShapeError', 'ConfigError', 'WeightsError', 'CheckpointError', 'DataError', 'MissingPathError',
            'TrainingError', 'StoppedError', 'UnknownNameError', 'UnknownArgumentError', 'RegistryError',
-           'VersionNotFoundError', 'VersionExistsError', 'TamperedError', 'MissingExtraError', 'require']
+           'VersionNotFoundError', 'VersionExistsError', 'TamperedError', 'MissingExtraError', 'require', 'advise']
 
 # %% ../../nbs/core/000_errors.ipynb #9cfd58bb
+import sys
+import warnings
 from importlib import import_module
 from types import ModuleType
 
@@ -91,3 +93,12 @@ def require(
     except ModuleNotFoundError as e:
         if (e.name or "").split(".")[0] != module.split(".")[0]: raise
         raise MissingExtraError(f"{module} is not installed; get it with: pip install 'flame-vision[{extra}]'") from e
+
+# %% ../../nbs/core/000_errors.ipynb #1e5ea3d6
+def advise(
+    message: str, # What the user should know
+) -> None:
+    "Warn, from the nearest line that is not of this package."
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("flame_vision", "jaxtyping"): frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Side', 'Tensors', 'reader', 'match', 'fill', 'Rule', 'rename', 'reshape', 'concat', 'split', 'drop', 'derive', 'keep',
-           'TemplateIndex', 'Move', 'KeyMap', 'carry', 'some']
+           'TemplateIndex', 'Move', 'move_by', 'KeyMap', 'carry', 'some']
 
 # %% ../../nbs/core/018_key_maps.ipynb #304cdf62
 import re
@@ -163,6 +163,21 @@ class Move:
     sources: tuple[str, ...] # Keys that are read
     targets: tuple[str, ...] # Keys that are written
 
+# %% ../../nbs/core/018_key_maps.ipynb #6d7825f8
+def move_by(
+    rule: Rule,                 # A rule
+    template: str,              # One of its templates
+    key: str,                   # A key that it may fit
+    keys: Mapping[str, Any],    # Keys that there are
+    to: Side,                   # Side to go to
+) -> Move | None:               # None where the template does not fit, or a part is missing
+    "What a rule would do with a key."
+    holes = match(template, key)
+    if holes is None: return None
+    sources, targets = (rule.theirs, rule.ours) if to == "ours" else (rule.ours, rule.theirs)
+    move = Move(rule, tuple(fill(t, holes) for t in sources), tuple(fill(t, holes) for t in targets))
+    return move if all(source in keys for source in move.sources) else None
+
 # %% ../../nbs/core/018_key_maps.ipynb #725a4fbb
 @dataclass(frozen=True)
 class KeyMap:
@@ -180,7 +195,7 @@ class KeyMap:
         while todo:
             key = next(iter(todo))
             fits = self._readers[to].find(key)
-            move = next((m for number, template in fits if (m := self._move(self.rules[number], template, key, todo, to))), None)
+            move = next((m for number, template in fits if (m := move_by(self.rules[number], template, key, todo, to))), None)
             if move: moves.append(move)
             else: unknown.append(key)
             for used in move.sources if move else (key,): del todo[used]
@@ -190,12 +205,8 @@ class KeyMap:
     def _readers(self) -> "dict[Side, TemplateIndex]":
         return {"ours": TemplateIndex(rule.theirs for rule in self.rules), "theirs": TemplateIndex(rule.ours for rule in self.rules)}
 
-    def _move(self, rule: Rule, template: str, key: str, keys: Mapping[str, Any], to: Side) -> Move | None:
-        holes = match(template, key)
-        if holes is None: return None
-        sources, targets = (rule.theirs, rule.ours) if to == "ours" else (rule.ours, rule.theirs)
-        move = Move(rule, tuple(fill(t, holes) for t in sources), tuple(fill(t, holes) for t in targets))
-        return move if all(source in keys for source in move.sources) else None
+    @cached_property
+    def _kept(self) -> tuple[str, ...]: return tuple(rule.ours[0] for rule in self.rules if rule.kind == "kept")
 
     def convert(self,
         state: Mapping[str, Tensor], # Tensors by the keys of one side
@@ -222,7 +233,7 @@ class KeyMap:
         key: str, # A key of ours
     ) -> bool:
         "Whether their layout has nothing for it."
-        return any(rule.kind == "kept" and match(rule.ours[0], key) is not None for rule in self.rules)
+        return any(match(template, key) is not None for template in self._kept)
 
     def under(self,
         prefix: str, # `"backbone."`

@@ -8,16 +8,14 @@ __all__ = ['find_torchvision', 'torchvision_provenance', 'load_torchvision']
 # %% ../../nbs/core/027_torchvision_weights.ipynb #261a8cea
 import pickle
 import re
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 import torch
 from torch import nn
-from .errors import UnknownNameError, WeightsError
-from .key_maps import some
+from .errors import UnknownNameError, WeightsError, advise
 from .names import did_you_mean
-from .pretrained import Provenance
+from .pretrained import Provenance, differences
 from .weights import LoadReport, first_line, load_weights
 
 # %% ../../nbs/core/027_torchvision_weights.ipynb #9c1017ed
@@ -73,6 +71,6 @@ def load_torchvision(
     report = load_weights(model, state)
     report.source, model.provenance = found.url, torchvision_provenance(found)
     classes = found.meta.get("categories")
-    if report.reinitialised: warnings.warn(f"{found.url} has other classes: {some(report.reinitialised)} start at random", stacklevel=3)
+    if report.reinitialised: advise(f"weights of {found.url}: {'; '.join(differences(report, model.classifier))}")
     elif classes and len(classes) == getattr(model, "num_classes", None): model.class_names = list(classes)
     return report

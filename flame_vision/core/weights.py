@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NATIVE', 'OPTIONAL', 'read_weights', 'state_of', 'strip_wrappers', 'unwrapped', 'first_line', 'LoadReport',
-           'recognise', 'check_keys', 'kind', 'check_shapes', 'has_nonfinite', 'refit', 'load_weights',
-           'export_weights']
+           'recognise', 'choose_layout', 'check_keys', 'kind', 'check_shapes', 'has_nonfinite', 'refit', 'copy_weights',
+           'load_weights', 'export_weights', 'adapt_channels']
 
 # %% ../../nbs/core/020_weights.ipynb #e1419b78
 import os
@@ -13,7 +13,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from .errors import MissingPathError, WeightsError
-from .key_maps import KeyMap, carry, rename, some
+from .deferred import place, stepped_outside
+from .errors import MissingPathError, WeightsError, advise
+from .key_maps import KeyMap, Move, carry, rename, some
 from .names import did_you_mean
+from .shapes import tensors_in
 
 # %% ../../nbs/core/020_weights.ipynb #9bb223ab
 def read_weights(
@@ -37,7 +39,7 @@ def read_weights(
     if not path.is_file(): raise MissingPathError(f"no weights at {str(path)!r}")
     try:
         if path.suffix == ".safetensors": return load_file(path)
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # the older format cannot be mapped
     except pickle.UnpicklingError as e:
         raise WeightsError(f"{path.name} holds more than tensors, or is damaged; it was not opened: {first_line(e)}") from e
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as e:
@@ -93,14 +95,17 @@ class LoadReport:
     derived: list[str] = field(default_factory=list)        # Their keys that are computed here
     zero: list[str] = field(default_factory=list)           # Their keys that are, or hold, known zeros
     absent: list[str] = field(default_factory=list)         # Our optional keys that the source does not have
+    classes: int | None = None                              # Classes that the source tells apart, where they are others
     reinitialised: list[str] = field(default_factory=list)  # Our keys that keep their initial value: other classes, or no such part in theirs
     resampled: list[str] = field(default_factory=list)      # Our keys whose value was scaled from another grid
+    adapted: dict[str, str] = field(default_factory=dict)   # Our keys whose value was made for other inputs, and how
     adopted: dict[str, Any] = field(default_factory=dict)   # Arguments of the model that now are what the weights were trained with
 
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} tensors from {self.source} ({self.layout} layout)"]
         for kind in ("skipped", "derived", "zero", "absent", "reinitialised", "resampled"):
             if keys := getattr(self, kind): parts.append(f"{kind} {len(keys)}: {some(keys, 3)}")
+        parts += [f"adapted {key!r}: {how}" for key, how in self.adapted.items()]
         parts += [f"{name} is now {value!r}" for name, value in self.adopted.items()]
         return "; ".join(parts)
 
@@ -111,14 +116,29 @@ NATIVE = KeyMap("native", (rename("{path*}", "{path*}"),))
 def recognise(
     keys: Iterable[str],     # Keys of a state dict
     wanted: Iterable[str],   # Keys of the model
-    maps: Iterable[KeyMap],  # Layouts that it could be in
+    maps: Iterable[KeyMap],  # Layouts that it could be in, in the order in which they are tried
 ) -> KeyMap:
-    "The layout that accounts for most of a model's keys."
-    keys, wanted = list(keys), set(wanted)
-    def score(m: KeyMap) -> tuple[int, int]:
+    "The layout that accounts for most of a model's keys; the first that accounts for all, on both sides, is taken at once."
+    keys, wanted, best = list(keys), set(wanted), (-1, 0, NATIVE)
+    for m in maps:
         moves, unknown = m.plan(keys)
-        return len(wanted & {t for move in moves for t in move.targets}), -len(unknown)
-    return max((NATIVE, *maps), key=score)
+        found = len(wanted & {t for move in moves for t in move.targets})
+        if found == len(wanted) and not unknown: return m
+        best = max(best, (found, -len(unknown), m), key=lambda score: score[:2])
+    return best[2]
+
+# %% ../../nbs/core/020_weights.ipynb #059d7c7d
+def choose_layout(
+    model: nn.Module,               # Model to be loaded
+    own: Mapping[str, Tensor],      # Its tensors
+    state: Mapping[str, Tensor],    # Tensors of the source
+    layout: str | None,             # Layout that a user named
+) -> KeyMap:
+    "The key map to read a state dict by. Raises: WeightsError for a layout that the model does not know, or tensors without data."
+    if blank := [k for k, t in state.items() if t.is_meta]: raise WeightsError(f"tensors on the meta device hold no data: {some(blank)}")
+    maps = {m.layout: m for m in (NATIVE, *getattr(model, "key_maps", ()))}
+    if layout is not None and layout not in maps: raise WeightsError(f"{type(model).__name__} has no layout {layout!r}; {did_you_mean(layout, maps)}")
+    return maps[layout] if layout else recognise(state, own, maps.values())
 
 # %% ../../nbs/core/020_weights.ipynb #cd7998b9
 OPTIONAL = "num_batches_tracked"
@@ -126,14 +146,15 @@ OPTIONAL = "num_batches_tracked"
 # %% ../../nbs/core/020_weights.ipynb #14351984
 def check_keys(
     model: nn.Module,               # Model to be loaded
-    moved: dict[str, Tensor],       # Tensors by our keys
+    own: Mapping[str, Tensor],      # Its tensors
+    moved: Iterable[str],           # Our keys that there are tensors for
     names: Mapping[str, str],       # What they were called in the source
     unknown: list[str],             # Their keys that no rule reads
     chosen: KeyMap,                 # Map that they were read by
     report: LoadReport,             # Gets what may be left out
 ) -> None:
     "Account for every key. Raises: WeightsError that counts what is missing and what is not known."
-    own, dropped = model.state_dict(), tuple(getattr(model, "dropped", ()))
+    dropped = tuple(getattr(model, "dropped", ()))
     extra = [k for k in moved if k not in own]
     report.skipped += [names[k] for k in extra if k.startswith(dropped)]
     unexpected = unknown + [names[k] for k in extra if not k.startswith(dropped)]
@@ -159,21 +180,23 @@ def kind(
 ) -> str:           # Its shape, and what sort of numbers it holds
     "What must agree between two tensors for one to be copied into the other without loss of meaning."
     numbers = "complex" if tensor.is_complex() else "" if tensor.is_floating_point() else "integer"
-    return f"{list(tensor.shape)}{f' {numbers}' * bool(numbers)}{' without data' * tensor.is_meta}"
+    return f"{list(tensor.shape)}{f' {numbers}' * bool(numbers)}"
 
 # %% ../../nbs/core/020_weights.ipynb #a64bfcd7
 def check_shapes(
     model: nn.Module,         # Model to be loaded
-    moved: dict[str, Tensor], # Tensors by our keys; those of a classifier with other classes are taken out
+    own: Mapping[str, Tensor],# Its tensors
+    moved: dict[str, Tensor], # Tensors by our keys, perhaps without data; those of a classifier with other classes are taken out
     report: LoadReport,       # Gets what is re-initialised
 ) -> None:
     "Make sure that every tensor can be copied. Raises: WeightsError."
-    own, classifier = model.state_dict(), getattr(model, "classifier", None)
+    classifier = getattr(model, "classifier", None)
     if any(t.is_meta for t in own.values()):
         raise WeightsError(f"{type(model).__name__} is on the meta device and has no memory for weights; call model.to_empty(device='cpu') first")
     wrong = {k: f"{k!r} is {kind(moved[k])}, the model has {kind(own[k])}" for k in moved if k in own and kind(moved[k]) != kind(own[k])}
     if classifier and any(k.startswith(classifier) for k in wrong):
         fresh = [k for k in moved if k.startswith(classifier)]
+        report.classes = next((moved[k].shape[0] for k in fresh if moved[k].ndim), None)
         report.reinitialised += fresh
         for k in fresh: moved.pop(k); wrong.pop(k, None)
     if wrong: raise WeightsError(f"{report.source} does not fit {type(model).__name__}: " + "; ".join(list(wrong.values())[:3]))
@@ -187,22 +210,49 @@ def has_nonfinite(
 
 # %% ../../nbs/core/020_weights.ipynb #abbbe9d9
 def refit(
-    model: nn.Module,         # Model to be loaded
-    moved: dict[str, Tensor], # Tensors by our keys; those of another grid are replaced
-    report: LoadReport,       # Gets what was resampled
-) -> None:
-    "Give what was learnt on another grid the model's own, where the model knows how. Raises: WeightsError where it knows better."
-    if not hasattr(model, "resample"): return
-    for k, wanted in model.state_dict().items():
+    model: nn.Module,                   # Model to be loaded
+    own: Mapping[str, Tensor],          # Its tensors
+    moved: Mapping[str, Tensor],        # Tensors by our keys, without data
+    value: Callable[[str], Tensor],     # Gives the tensor of a key
+    adapt_input: bool,                  # Whether first kernels may be made to fit other inputs
+    report: LoadReport,                 # Gets what was changed
+) -> dict[str, Tensor]:                 # Tensors in the model's shapes
+    "Give what was learnt on another grid, or for other inputs, the model's own shape where the model knows how. Raises: WeightsError where it knows better."
+    fitted: dict[str, Tensor] = {}
+    for k, wanted in own.items():
         if k not in moved or moved[k].shape == wanted.shape: continue
-        new = model.resample(k, moved[k])
-        if new is not None and new.shape == wanted.shape: moved[k] = new; report.resampled.append(k)
+        new = model.adapt_input(k, value(k)) if adapt_input and hasattr(model, "adapt_input") else None
+        if new is not None: report.adapted[k] = f"{list(moved[k].shape)} to {list(wanted.shape)}"
+        elif hasattr(model, "resample") and (new := model.resample(k, value(k))) is not None: report.resampled.append(k)
+        if new is not None: fitted[k] = new
+    return fitted
+
+# %% ../../nbs/core/020_weights.ipynb #1bcec093
+def copy_weights(
+    own: Mapping[str, Tensor],          # Tensors of the model
+    wanted: Iterable[str],              # Those to load
+    moves: Iterable[Move],              # What is read, and what it becomes
+    state: Mapping[str, Tensor],        # Tensors of the source
+    fitted: Mapping[str, Tensor],       # Tensors that were given the model's shapes before
+    copy: Callable[[Tensor, Tensor], Any] = Tensor.copy_, # How a tensor is overwritten
+) -> list[str]:                         # Their keys that hold NaN or infinity
+    "Copy tensor by tensor into a model."
+    wanted, broken = set(wanted), []
+    with torch.no_grad():
+        for move in moves:
+            if wanted.isdisjoint(move.targets): continue
+            for k, tensor in carry([move], state).items():
+                if k not in wanted: continue
+                copy(own[k], tensor := fitted.get(k, tensor))
+                if has_nonfinite(tensor): broken.append(move.sources[0])
+    return broken
 
 # %% ../../nbs/core/020_weights.ipynb #1f8d1c5d
 def load_weights(
     model: nn.Module,                                # Model to load into; changed only if everything fits
     source: Mapping[str, Tensor] | str | os.PathLike,# A state dict, or a file of weights
     layout: str | None = None,                       # Layout of the source; recognised by default
+    adapt_input: bool = False,                       # Whether the first kernels may be made to fit other channels or patches
 ) -> LoadReport:                                     # What became of every key
     """Load weights of any known layout, strictly.
 
@@ -210,26 +260,25 @@ def load_weights(
     """
     if not isinstance(source, (Mapping, str, os.PathLike)): raise WeightsError(f"weights come as a state dict or a path, got a {type(source).__name__}")
     model = unwrapped(model)
-    state = strip_wrappers(state_of(source, "the given mapping") if isinstance(source, Mapping) else read_weights(source), model.state_dict())
-    maps = {m.layout: m for m in (NATIVE, *getattr(model, "key_maps", ()))}
-    if layout is not None and layout not in maps: raise WeightsError(f"{type(model).__name__} has no layout {layout!r}; {did_you_mean(layout, maps)}")
-    chosen = maps[layout] if layout else recognise(state, model.state_dict(), maps.values())
-    report = LoadReport(chosen.layout, "a state dict" if isinstance(source, Mapping) else Path(source).name)
-    moves, unknown = chosen.plan(state)
-    for move in moves:
-        if not move.targets or move.rule.kind == "zero": getattr(report, move.rule.kind).extend(move.sources)
-    moved = carry(moves, state)
-    names = {target: move.sources[0] for move in moves for target in move.targets}
-    check_keys(model, moved, names, unknown, chosen, report)
-    refit(model, moved, report)
-    check_shapes(model, moved, report)
-    own = model.state_dict()
-    report.loaded = [k for k in moved if k in own]
-    with torch.no_grad():
-        for k in report.loaded: own[k].copy_(moved[k])
+    with stepped_outside() as deferred:
+        if deferred and isinstance(source, Mapping): deferred.fill([place(t) for t in tensors_in(dict(source))])
+        own = model.state_dict()
+        state = strip_wrappers(state_of(source, "the given mapping") if isinstance(source, Mapping) else read_weights(source), own)
+        chosen = choose_layout(model, own, state, layout)
+        report = LoadReport(chosen.layout, "a state dict" if isinstance(source, Mapping) else Path(source).name)
+        moves, unknown = chosen.plan(state)
+        for move in moves:
+            if not move.targets or move.rule.kind == "zero": getattr(report, move.rule.kind).extend(move.sources)
+        made_by = {target: move for move in moves for target in move.targets}
+        moved = carry(moves, {k: torch.empty_like(t, device="meta") for k, t in state.items()})
+        check_keys(model, own, moved, {k: move.sources[0] for k, move in made_by.items()}, unknown, chosen, report)
+        fitted = refit(model, own, moved, lambda k: carry([made_by[k]], state)[k], adapt_input, report)
+        moved.update(fitted)
+        check_shapes(model, own, moved, report)
+        report.loaded = [k for k in own if k in moved]
+        broken = copy_weights(own, report.loaded, moves, state, fitted, deferred.overwrite if deferred else Tensor.copy_)
     if chosen.settings: report.adopted = model.adopt(chosen.settings)
-    broken = [names[k] for k in report.loaded if has_nonfinite(moved[k])]
-    if broken: warnings.warn(f"{report.source} holds NaN or infinite numbers in {some(broken)}; the model will give NaN", stacklevel=2)
+    if broken: advise(f"{report.source} holds NaN or infinite numbers in {some(broken)}; the model will give NaN")
     return report
 
 # %% ../../nbs/core/020_weights.ipynb #9e9e2751
@@ -244,7 +293,20 @@ def export_weights(
     maps = {m.layout: m for m in (NATIVE, *getattr(model, "key_maps", ()))}
     if layout not in maps: raise WeightsError(f"{type(model).__name__} has no layout {layout!r}; {did_you_mean(layout, maps)}")
     if maps[layout].settings and (others := model.differing(maps[layout].settings)):
-        warnings.warn(f"{layout}'s {type(model).__name__} has {others}, which are others here: it will give other outputs with these weights", stacklevel=2)
+        advise(f"{layout}'s {type(model).__name__} has {others}, which are others here: it will give other outputs with these weights")
     if kept := [k for k in model.state_dict() if maps[layout].keeps(k)]:
-        warnings.warn(f"{layout}'s layout has no place for {some(kept)}, which are left out", stacklevel=2)
+        advise(f"{layout}'s layout has no place for {some(kept)}, which are left out")
     return {**maps[layout].convert(model.state_dict(), to="theirs"), **maps[layout].derived(model)}
+
+# %% ../../nbs/core/020_weights.ipynb #bbda521d
+def adapt_channels(
+    kernels: Tensor,    # Kernels of a first convolution (out, in, h, w)
+    in_channels: int,   # Channels of the image
+) -> Tensor:            # The same for these (out, in_channels, h, w)
+    "Kernels for images with other channels. Raises: WeightsError where they were not made for colours. Source: timm's `adapt_input_conv`."
+    before = kernels.shape[1]
+    if before == in_channels: return kernels
+    if in_channels == 1: return kernels.float().sum(1, keepdim=True).to(kernels.dtype)
+    if before != 3: raise WeightsError(f"kernels for {before} channels cannot be made to fit {in_channels}; only those for 3 can, or any for 1")
+    repeated = kernels.float().repeat(1, -(-in_channels // 3), 1, 1)[:, :in_channels]
+    return (repeated * (3 / in_channels)).to(kernels.dtype)
