@@ -104,5 +104,20 @@ def test_answers_follow_hooks_and_buffers():
     assert get_output_shape(net, [1, 4]) == [1, 4]
 
 
-def test_a_lazy_module_is_told_to_run_first():
-    with pytest.raises(ShapeError, match="run it once"): get_output_shape(nn.Sequential(nn.LazyLinear(3)), [1, 4])
+def test_lazy_modules_answer_and_keep_waiting():
+    def build(): return nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))
+    net = build()
+    shapes = [2, 4, 8, 9], [3, 7, 5, 5]
+    answers = [get_output_shape(net, shape) for shape in shapes]
+    assert all(isinstance(p, nn.UninitializedParameter) for p in net.parameters())
+    assert answers == [list(build()(torch.randn(shape)).shape) for shape in shapes]
+    net(torch.randn(shapes[0]))
+    assert get_output_shape(net, shapes[0]) == answers[0]
+    with pytest.raises(ShapeError, match=r"Conv2d\(4, 8"): get_output_shape(net, shapes[1])
+
+
+def test_inputs_in_dicts_and_lists():
+    class Sum(nn.Module):
+        def forward(self, maps, scales): return {k: m.sum(1) + scales[0] * scales[1] for k, m in maps.items()}
+    assert get_output_shape(Sum(), {1: [2, 3, 4], 2: [2, 5, 4]}, [[4], [1]]) == {1: [2, 4], 2: [2, 4]}
+    with pytest.raises(ShapeError, match="a list of ints"): get_output_shape(Sum(), {1: "3x4"}, [4])

@@ -23,7 +23,7 @@ from ..core.names import Catalogue
 from ..core.shapes import TensorSpec, get_output_shape, get_output_specs
 from ..core.key_maps import KeyMap, rename
 from ..core.weights import LoadReport
-from ..heads.classifier import HEADS
+from ..heads.base import HEADS
 from ..parts import Part, build, part_config, remember
 from ..predictions import Classification, classify
 from ..preprocessing import Preprocessing

@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from .base import BaseHead as BaseHead
+    from .base import create_head as create_head
+    from .base import list_heads as list_heads
+    from .base import register_head as register_head
     from .classifier import ClassificationHead as ClassificationHead
-    from .classifier import create_head as create_head
-    from .classifier import list_heads as list_heads
-    from .classifier import register_head as register_head
+    from .segmenter import SegmentationHead as SegmentationHead
 
 CATALOGUE_MODULES = ("classifier",)
 

@@ -4,7 +4,10 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    pass
+    from .base import BaseNeck as BaseNeck
+    from .base import create_neck as create_neck
+    from .base import list_necks as list_necks
+    from .base import register_neck as register_neck
 
 CATALOGUE_MODULES: tuple[str, ...] = ()
 
