@@ -11,7 +11,7 @@ from peers import jitter
 from safetensors.torch import save_file
 from torch import nn
 
-from flame_vision.architectures.base import Classifier
+from flame_vision.architectures.classifier import Classifier
 from flame_vision.backbones import ExternalBackbone, create_backbone
 from flame_vision.backbones.base import BACKBONES
 from flame_vision.backbones.external import number_stages

@@ -219,16 +219,8 @@ def test_backbones():
 
 
 def test_feature_pyramid():
-    "The neck itself is torchvision's here, told the channels that the backbone has inferred."
-    from collections import OrderedDict
-
-    from torchvision.ops import FeaturePyramidNetwork
-
     from flame_vision.backbones import create_backbone
-
-    def build_fpn(fpn_channels):
-        pyramid = FeaturePyramidNetwork([info.channels for info in backbone.feature_info], fpn_channels)
-        return lambda features: pyramid(OrderedDict((str(stage), maps) for stage, maps in features.items()))
+    from flame_vision.necks import build_fpn
 
     class FeaturePyramid(nn.Module):
         def __init__(self, backbone, fpn_channels):
@@ -246,4 +238,4 @@ def test_feature_pyramid():
         features_only=True
     )
     maps = FeaturePyramid(backbone.eval(), 32)(torch.randn(1, 3, 96, 64))
-    assert {stage: tuple(m.shape) for stage, m in maps.items()} == {"2": (1, 32, 12, 8), "3": (1, 32, 6, 4), "4": (1, 32, 3, 2)}
+    assert {stage: tuple(m.shape) for stage, m in maps.items()} == {2: (1, 32, 12, 8), 3: (1, 32, 6, 4), 4: (1, 32, 3, 2)}

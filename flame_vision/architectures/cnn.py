@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from jaxtyping import Float
 from torch import Tensor
-from .base import Classifier, register_architecture, register_architectures
+from .base import register_architecture, register_architectures
+from .classifier import Classifier
 from ..backbones.resnet import RESNETS, ResNetBackbone, ResNetBlockType
 from ..core.shapes import TensorSpec, get_output_specs
 

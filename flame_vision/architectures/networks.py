@@ -10,7 +10,8 @@ __all__ = ['DROPOUTS', 'NamedNetwork', 'EfficientNet', 'MobileNetV2', 'MobileNet
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
-from .base import Classifier, register_architecture
+from .base import register_architecture
+from .classifier import Classifier
 from ..backbones.base import BACKBONES, BaseBackbone
 from ..backbones.convnext import CONVNEXTS, ConvNeXtBackbone
 from ..backbones.create import create_backbone

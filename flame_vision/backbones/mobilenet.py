@@ -122,13 +122,14 @@ class MobileNetV3Backbone(RowBackbone):
         gradient_checkpointing: bool | Iterable[int] = False, # Stages to compute again in the backward pass; True for all
         norm_eps: float = 1e-5,                     # Epsilon of the norms
         padding: Padding = None,                    # Padding; `"same"` for TensorFlow's rule
+        dilate_first: bool = False,                 # Whether a block that trades its stride for dilation is dilated itself, as in torchvision's segmenter
     ):
         super().__init__()
         table = scale_rows(rows, width)
         final = nn.Sequential(OrderedDict(linear=nn.Linear(table[-1].channels, final_channels), act=create_activation(act)))
         self.arrange_rows(table, max(16, make_divisible(16 * width)), final, in_channels, output_indices, output_stride, features_only,
                           drop_path_rate, gradient_checkpointing, squeeze=dict(squeeze_act="relu", gate="hardsigmoid"),
-                          norm=norm, act=act, norm_eps=norm_eps, padding=padding)
+                          dilate_first=dilate_first, norm=norm, act=act, norm_eps=norm_eps, padding=padding)
 
     def final_rules(self) -> dict[str, tuple[Rule, ...]]:
         "What each layout calls the linear layer before the classifier; timm's is a convolution."

@@ -123,10 +123,12 @@ def make_stages(
     in_channels: int,               # Channels of the stem
     output_stride: int = 32,        # Stride of the deepest map: 32, 16 or 8
     drop_path_rate: float = 0.0,    # Probability of dropping a branch at the end of the network
+    dilate_first: bool = False,     # Whether a block that trades its stride for dilation is dilated itself, not only those behind it
     **shared: Any,                  # Arguments of every block
 ) -> dict[int, nn.Sequential]:      # Rows by stage
     "The stages of a network. Raises: ConfigError."
     plan, rates = dilate([row.stride for row in rows], output_stride), drop_path_rates(drop_path_rate, [row.depth for row in rows], reach=False)
+    if dilate_first: plan = [(stride, last, last) for stride, _, last in plan]
     stages: dict[int, nn.Sequential] = {}
     for row, (stage, _), strides, rate in zip(rows, row_places(rows), plan, rates):
         stages.setdefault(stage, nn.Sequential()).append(make_row(row, in_channels, strides, rate, **shared))
@@ -225,12 +227,13 @@ class RowBackbone(StagedBackbone):
         drop_path_rate: float,                      # Probability of dropping a branch at the end of the network
         gradient_checkpointing: bool | Iterable[int], # Stages to compute again in the backward pass
         squeeze: dict[str, str] | None = None,      # Activation and gate of the squeeze-excitations, where they are not the usual ones
+        dilate_first: bool = False,                 # Whether a block that trades its stride for dilation is dilated itself
         **shared: Any,                              # Activation, norm, epsilon and padding
     ) -> None:
         "Put the parts in their places. Raises: ConfigError."
         self.rows, self.in_channels = rows, in_channels
         stem = ConvBlock(in_channels, stem_channels, 3, stride=2, **shared)
-        stages = make_stages(rows, stem_channels, output_stride, drop_path_rate, **shared, **(squeeze or {}))
+        stages = make_stages(rows, stem_channels, output_stride, drop_path_rate, dilate_first, **shared, **(squeeze or {}))
         self.arrange(stem, stages, output_indices, features_only, gradient_checkpointing, final=final)
         self.apply(init_weights)
 

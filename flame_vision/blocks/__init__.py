@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .convnext import ConvNeXtBlock as ConvNeXtBlock
     from .drop_path import DropPath as DropPath
     from .drop_path import drop_path_rates as drop_path_rates
+    from .grid_pool import GridPool as GridPool
     from .layers import LayerNorm2d as LayerNorm2d
     from .layers import create_activation as create_activation
     from .layers import create_norm as create_norm
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .window_attention import window_partition as window_partition
     from .window_attention import window_reverse as window_reverse
 
-CATALOGUE_MODULES = ("attention", "channel_attention", "conv", "convnext", "drop_path", "mobile", "patches", "residual", "tokens", "window_attention")
+CATALOGUE_MODULES = ("attention", "channel_attention", "conv", "convnext", "drop_path", "grid_pool", "mobile", "patches", "residual", "tokens",
+                     "window_attention")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Side', 'Tensors', 'reader', 'match', 'fill', 'Rule', 'rename', 'reshape', 'concat', 'split', 'drop', 'derive', 'keep',
-           'TemplateIndex', 'Move', 'move_by', 'KeyMap', 'carry', 'some']
+           'TemplateIndex', 'Move', 'move_by', 'Placed', 'KeyMap', 'carry', 'some']
 
 # %% ../../nbs/core/018_key_maps.ipynb #304cdf62
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from .errors import WeightsError
@@ -178,9 +178,30 @@ def move_by(
     move = Move(rule, tuple(fill(t, holes) for t in sources), tuple(fill(t, holes) for t in targets))
     return move if all(source in keys for source in move.sources) else None
 
+# %% ../../nbs/core/018_key_maps.ipynb #59e989a1
+class Placed:
+    "Moves a map to where its module stands in a larger one."
+    rules: tuple[Rule, ...]
+
+    def under(self,
+        prefix: str,        # `"backbone."`
+        *rules: Rule,       # Rules for keys beside it, tried first
+        theirs: str = "",   # The prefix in their layout, where they have one too
+    ) -> Self:
+        "The map of a model that holds this one's module under a prefix."
+        def placed(r: Rule) -> Rule:
+            return replace(r, ours=tuple(prefix + t for t in r.ours), theirs=tuple(theirs + t for t in r.theirs), owner=prefix + r.owner)
+        return replace(self, rules=rules + tuple(map(placed, self.rules)))  # type: ignore[type-var]
+
+    def without(self,
+        prefix: str, # `"features."`
+    ) -> Self:
+        "The map for a layout that leaves out a prefix of theirs."
+        return replace(self, rules=tuple(replace(r, theirs=tuple(t.removeprefix(prefix) for t in r.theirs)) for r in self.rules))  # type: ignore[type-var]
+
 # %% ../../nbs/core/018_key_maps.ipynb #725a4fbb
 @dataclass(frozen=True)
-class KeyMap:
+class KeyMap(Placed):
     "How a layout of keys and ours become each other."
     layout: str                 # Whose layout: `"timm"`, `"torchvision"`, …
     rules: tuple[Rule, ...]     # Tried in this order
@@ -234,13 +255,6 @@ class KeyMap:
     ) -> bool:
         "Whether their layout has nothing for it."
         return any(match(template, key) is not None for template in self._kept)
-
-    def under(self,
-        prefix: str, # `"backbone."`
-        *rules: Rule,# Rules for keys beside it, tried first
-    ) -> "KeyMap":
-        "The map of a model that holds this one's module under a prefix."
-        return replace(self, rules=rules + tuple(replace(r, ours=tuple(prefix + t for t in r.ours), owner=prefix + r.owner) for r in self.rules))
 
 # %% ../../nbs/core/018_key_maps.ipynb #25f3edb8
 def carry(

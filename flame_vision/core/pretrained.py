@@ -36,7 +36,7 @@ class Provenance:
     input_size: tuple[int, int, int] | None = None  # Channels, height and width that they were trained with
     crop_pct: float | None = None                   # Share of the resized image that the centre crop keeps
     interpolation: str | None = None                # How images were resized
-    crop_mode: str | None = None                    # `"center"`; `"squash"` where the image was resized without keeping its aspect
+    crop_mode: str | None = None                    # `"center"`; `"squash"` where the image was resized without keeping its aspect, `"whole"` where nothing was cut
     num_classes: int | None = None                  # Classes of their classifier, 0 for none
     architecture: str | None = None                 # Name of the network that they are of
     revision: str | None = None                     # Commit of the hub repository
@@ -182,7 +182,7 @@ def on_hub(
 # %% ../../nbs/core/025_pretrained.ipynb #d2248931
 def differences(
     report: LoadReport,      # What became of every key
-    classifier: str | None,  # Prefix of the classifier's weights
+    classifier: str | tuple[str, ...] | None, # Prefix of the classifier's weights, or several
 ) -> list[str]:              # One clause for each kind
     "What of a model is not what the weights were trained as."
     heads = [k for k in report.reinitialised if classifier and k.startswith(classifier)]

@@ -46,7 +46,10 @@ def torchvision_provenance(
     "Where torchvision's weights come from, and how their images are prepared."
     origin = Provenance(weights.url, license=None)
     made = weights.transforms()
-    if not hasattr(made, "crop_size"): return origin
+    if not hasattr(made, "resize_size"): return origin
+    if not hasattr(made, "crop_size"):  # a segmenter's: the shorter side is resized, nothing is cut
+        side = made.resize_size[0]
+        return Provenance(weights.url, None, None, tuple(made.mean), tuple(made.std), (len(made.mean), side, side), None, made.interpolation.value, "whole")
     side = made.crop_size[0]
     return Provenance(weights.url, None, None, tuple(made.mean), tuple(made.std), (len(made.mean), side, side),
                       side / made.resize_size[0], made.interpolation.value)

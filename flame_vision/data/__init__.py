@@ -15,9 +15,16 @@ if TYPE_CHECKING:
     from .folders import ImageFolder as ImageFolder
     from .folders import Problem as Problem
     from ..images import load_image as load_image
+    from .masks import MaskFolder as MaskFolder
     from .folders import scan_folder as scan_folder
+    from .masks import scan_masks as scan_masks
+    from .segmentation import MaskFolderDataModule as MaskFolderDataModule
+    from .segmentation import SegmentationDataModule as SegmentationDataModule
+    from .segmentation import ShapesDataModule as ShapesDataModule
+    from .segmentation import segmentation_transforms as segmentation_transforms
+    from .shapes import Shapes as Shapes
     from .datasets import stratified_split as stratified_split
 
-CATALOGUE_MODULES = ("datamodules",)
+CATALOGUE_MODULES = ("datamodules", "segmentation")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -9,8 +9,33 @@ if TYPE_CHECKING:
     from .base import list_heads as list_heads
     from .base import register_head as register_head
     from .classifier import ClassificationHead as ClassificationHead
+    from .classifier import MLPHead as MLPHead
+    from .deeplab import ASPP as ASPP
+    from .deeplab import DeepLabV3Head as DeepLabV3Head
+    from .deeplab import DeepLabV3PlusHead as DeepLabV3PlusHead
+    from .fcn import FCNHead as FCNHead
+    from .losses import BaseLoss as BaseLoss
+    from .losses import BinaryCrossEntropyLoss as BinaryCrossEntropyLoss
+    from .losses import CrossEntropyLoss as CrossEntropyLoss
+    from .losses import DiceLoss as DiceLoss
+    from .losses import FocalLoss as FocalLoss
+    from .losses import LabelLoss as LabelLoss
+    from .losses import WeightedSum as WeightedSum
+    from .losses import create_loss as create_loss
+    from .losses import list_losses as list_losses
+    from .losses import register_loss as register_loss
+    from .pooling import AttentionPool as AttentionPool
+    from .pooling import BasePool as BasePool
+    from .pooling import GeMPool as GeMPool
+    from .pooling import create_pool as create_pool
+    from .pooling import list_pools as list_pools
+    from .pooling import register_pool as register_pool
+    from .segformer import SegFormerHead as SegFormerHead
     from .segmenter import SegmentationHead as SegmentationHead
+    from .unet import UNetHead as UNetHead
+    from .upernet import PyramidPooling as PyramidPooling
+    from .upernet import UPerNetHead as UPerNetHead
 
-CATALOGUE_MODULES = ("classifier",)
+CATALOGUE_MODULES = ("classifier", "deeplab", "fcn", "segformer", "unet", "upernet")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -8,6 +8,7 @@ __all__ = ['HEADS', 'register_head', 'create_head', 'list_heads', 'BaseHead', 's
 # %% ../../nbs/heads/308_base.ipynb #133bf084
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..core.errors import ConfigError, ShapeError
@@ -73,7 +74,8 @@ def select_maps(
     if len(keys) != len(in_channels): raise ShapeError(f"{kind} reads {len(in_channels)} maps, and was given {len(features)}: stages {tuple(features)}")
     for s, channels in zip(keys, in_channels):
         if features[s].ndim != 4 or features[s].shape[1] != channels: raise ShapeError(f"{kind}: the map of stage {s} must be (b, {channels}, h, w), got {list(features[s].shape)}")
-    return [features[s] for s in keys]
+    if not torch.compiler.is_exporting(): return [features[s] for s in keys]
+    return [features[s].contiguous() for s in keys]  # a map whose channels lie last makes an exported program doubt its own strides
 
 # %% ../../nbs/heads/308_base.ipynb #67528cae
 def check_head(

@@ -21,7 +21,7 @@ class SegmentationHead(BaseHead):
     task = "segmentation"
     classifier = "logits."  # prefix of the weights whose size is the number of classes
     key_maps: tuple[KeyMap, ...] = ()   # Layouts of others' weights of this head
-    logits: nn.Module                   # The layer whose size is the number of classes
+    logits: nn.Conv2d                   # The layer whose size is the number of classes
 
     def __init__(self,
         in_channels: Sequence[int] | int,       # Channels of the maps that it reads, fine to coarse
@@ -42,6 +42,16 @@ class SegmentationHead(BaseHead):
         features: Mapping[int, Float[Tensor, "b _ _ _"]] | Float[Tensor, "b c h w"], # Maps by stage; or the only one
     ) -> Float[Tensor, "b classes h2 w2"]:                                           # Scores before the softmax, on the head's own grid
         return self.logits(self.dropout(self.decode(select_maps(self, features, self.in_channels, self.stages))))
+
+    def reset_classifier(self,
+        num_classes: int, # Classes to tell apart from now on
+    ) -> None:
+        "Give it a new last layer; the others keep their weights. Changes the head: call it before threads share it. Raises: ConfigError."
+        check_head(self, num_classes)
+        old = self.logits
+        made = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, padding=old.padding, bias=old.bias is not None)
+        self.logits, self.num_classes = made.to(old.weight), num_classes
+        self._arguments = {**self._arguments, "num_classes": num_classes}
 
     def decode(self,
         maps: list[Float[Tensor, "b _ _ _"]], # Maps, fine to coarse

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .callbacks import Speed as Speed
     from .modules import ClassificationModule as ClassificationModule
     from .results import prove_reload as prove_reload
+    from .segmentation import SegmentationModule as SegmentationModule
     from .tracking import create_loggers as create_loggers
     from .trainer import FitResult as FitResult
     from .trainer import fit as fit

@@ -1,0 +1,251 @@
+"Segmenters put together from parts: equal to torchvision's, exported at any size, and every backbone with every head."
+import functools
+import json
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from loopback_hub import client, loopback_hub
+from peers import assert_same, fill
+from torch import nn
+from torchvision.models import segmentation as tv
+
+from flame_vision.architectures import Segmenter
+from flame_vision.core import ConfigError, ShapeError, UnknownNameError
+from flame_vision.core.weights import export_weights, load_weights
+from flame_vision.heads import SegmentationHead, list_heads
+from flame_vision.models import create_model, list_models
+
+PUBLISHED = ["fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large",
+             *[pytest.param(name, marks=pytest.mark.slow) for name in ("fcn_resnet101", "deeplabv3_resnet101")]]
+HEADS = ["deeplabv3", "deeplabv3plus", "fcn", "segformer", "unet", "upernet"]
+
+
+@functools.cache
+def peer(name):
+    with torch.device("meta"): empty = getattr(tv, name)(weights=None, weights_backbone=None, aux_loss=True)
+    return fill(empty)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_torchvisions_segmenters_load_strictly_and_give_torchvisions_scores(name):
+    theirs, own = peer(name), "resnet" in name
+    model = create_model(name, auxiliary="fcn" if own else None).eval()
+    report = load_weights(model, theirs.state_dict(), layout="torchvision")
+    assert not report.reinitialised and len(report.loaded) == len(model.state_dict())
+    assert bool(report.skipped) != own, "the auxiliary head is read where it is there"
+    for size in ((2, 3, 70, 90), (1, 3, 97, 64)):
+        x = torch.randn(size)
+        with torch.no_grad():
+            assert_same(model(x), (expected := theirs(x))["out"], name)
+            if own: check_auxiliary(model, x, expected)
+    if own:
+        back = export_weights(model, "torchvision")
+        assert {k: tuple(t.shape) for k, t in back.items()} == {k: tuple(t.shape) for k, t in theirs.state_dict().items()}
+        assert all(torch.equal(t, back[k]) for k, t in theirs.state_dict().items())
+
+
+def check_auxiliary(model, x, expected):
+    "In training the auxiliary scores come beside; the norms stay in evaluation, so that the numbers can be compared."
+    model.training = True
+    try: ours = model(x)
+    finally: model.training = False
+    assert set(ours) == {"out", "aux"}
+    assert_same(ours["aux"], expected["aux"], "auxiliary")
+    assert torch.equal(ours["out"], model(x))
+
+
+CACHED = "deeplabv3_mobilenet_v3_large"
+
+
+@pytest.fixture(scope="module")
+def torch_home(tmp_path_factory):
+    "Weights of a seed where torchvision keeps those that it has fetched."
+    home = tmp_path_factory.mktemp("torch")
+    place = home / "hub" / "checkpoints" / Path(tv.DeepLabV3_MobileNet_V3_Large_Weights.DEFAULT.url).name
+    place.parent.mkdir(parents=True)
+    torch.save(peer(CACHED).state_dict(), place)
+    return home
+
+
+@pytest.mark.parametrize("call", [lambda: create_model(CACHED, pretrained="coco"), lambda: create_model(f"{CACHED}.coco", pretrained=True),
+                                  lambda: create_model(CACHED, weights="COCO_WITH_VOC_LABELS_V1"), lambda: create_model(CACHED, pretrained=True)])
+def test_published_weights_bring_classes_and_preprocessing(call, torch_home, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    model, published = call().eval(), tv.DeepLabV3_MobileNet_V3_Large_Weights.DEFAULT
+    assert model.class_names == published.meta["categories"] and model.provenance.source == published.url
+    photo = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
+    prepared = published.transforms()(photo)
+    assert torch.equal(model.transforms()(photo), prepared)
+    with torch.no_grad(): scores = peer(CACHED)(prepared[None])["out"]
+    expected = nn.functional.interpolate(scores, (90, 130), mode="bilinear")[0].argmax(0)
+    answer = model.predict(photo)[0]
+    assert answer.labels.shape == (90, 130) and (answer.labels == expected).float().mean() > 0.999
+    assert create_model(config=model.config).config == model.config
+
+
+def test_other_classes_start_at_random_and_say_so(torch_home, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    with pytest.warns(UserWarning, match="head.logits.weight.*start at random"):
+        model = create_model(CACHED, pretrained="coco", num_classes=4)
+    assert model.num_classes == 4 and model.class_names is None
+    assert model.get_output_shape([1, 3, 64, 64]) == [1, 4, 64, 64]
+    with pytest.raises(UnknownNameError, match="there is 'coco'"): create_model("fcn_resnet50.voc")
+    assert "fcn_resnet50.coco" in list_models("fcn*", pretrained=True) and CACHED in list_models("deeplab*")
+
+
+FETCH = """
+import functools
+from torchvision.models import Weights
+from torchvision.transforms._presets import SemanticSegmentation
+from flame_vision.models import deeplabv3_mobilenet_v3_large
+prepare = functools.partial(SemanticSegmentation, resize_size=64)
+weights = Weights(url=sys.argv[1], transforms=prepare, meta={"categories": [str(i) for i in range(21)]})
+model = deeplabv3_mobilenet_v3_large(weights=weights).eval()
+with torch.inference_mode(): scores = model(torch.linspace(-1, 1, 3 * 64 * 80).reshape(1, 3, 64, 80))
+print(json.dumps([scores[0, :, 30, 40].tolist(), model.transforms().get_output_shape([3, 100, 200]), model.provenance.crop_mode]))
+"""
+
+
+def test_the_real_client_fetches_a_segmenter(torch_home, tmp_path):
+    content = next((torch_home / "hub" / "checkpoints").iterdir()).read_bytes()
+    name = f"/segmenter-{sha256(content).hexdigest()[:8]}.pth"
+    with loopback_hub(pages={name: content}) as hub:
+        scores, shape, mode = client(FETCH, tmp_path, hub, hub.address + name, TORCH_HOME=str(tmp_path / "torch"))
+    with torch.inference_mode(): expected = peer(CACHED)(torch.linspace(-1, 1, 3 * 64 * 80).reshape(1, 3, 64, 80))["out"][0, :, 30, 40]
+    assert_same(torch.tensor(scores), expected, "fetched")
+    assert (shape, mode) == ([3, 64, 128], "whole")
+
+
+BACKBONES = {
+    "resnet": "resnet18", "efficientnet": "efficientnet_b0", "mobilenetv2": "mobilenetv2_050", "mobilenetv3": "mobilenetv3_small_050", "regnet": "regnetx_002",
+    "convnext": {"name": "convnext", "arguments": {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}},
+    "vit": {"name": "vit", "arguments": {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64}},
+    "pyramid": {"name": "vit", "arguments": {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64, "hierarchical": True}},
+    "swin": {"name": "swin", "arguments": {"embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}},
+    "swinv2": {"name": "swin", "arguments": {"version": 2, "embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}},
+    "hybrid": "vit_tiny_r_s16_p8_224",
+    "edgenext": "timm/edgenext_xx_small", "pvt": "timm/pvt_v2_b0", "lcnet": "timm/lcnet_050",
+}
+NARROW = {"unet": {"decoder_channels": [32, 32, 16, 16, 8]}, "classifier": {}, "mlp": {}}
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_every_head_learns_on_every_backbone(family):
+    "Forward, shape inference, and a backward pass in which every parameter gets a finite gradient, on a grid that no stride divides."
+    for head in list_heads():
+        torch.manual_seed(0)
+        model = create_model(backbone=BACKBONES[family], head={"name": head, "arguments": NARROW.get(head, {"hidden_channels": 32})}, num_classes=5)
+        x, dense = torch.randn(2, 3, 70, 90), model.head.task == "segmentation"
+        scores = model.train()(x)
+        assert list(scores.shape) == model.get_output_shape([2, 3, 70, 90]) == ([2, 5, 70, 90] if dense else [2, 5]), head
+        nn.functional.cross_entropy(scores, torch.randint(0, 5, (2, 70, 90) if dense else (2,))).backward()
+        bad = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert not bad, (family, head, bad[:5])
+        assert create_model(config=model.config).config == model.config
+
+
+def run_export(folder, backbone, heads):
+    for module in ("onnx", "onnxscript", "onnxruntime"): pytest.importorskip(module)
+    ran = subprocess.run([sys.executable, str(Path(__file__).with_name("export_segmenters.py")), str(folder), backbone, ",".join(heads)],
+                         capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert sorted(found) == sorted(heads) and all(len(off) == 6 for off in found.values())
+    assert {head: off for head, off in found.items() if max(off) > 1e-5} == {}
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "mobilenet", "swin"])
+def test_exports_run_at_every_size(backbone, tmp_path):
+    "torch.export and ONNX Runtime, with dynamic batch, height and width, at three sizes: all heads behind one backbone."
+    run_export(tmp_path, backbone, HEADS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_b0", "convnext_tiny", "regnety_002", "mobilenetv2_100", "vit",
+                                      "swin_tiny_patch4_window7_224", "timm/edgenext_xx_small"])
+@pytest.mark.parametrize("head", HEADS)
+def test_each_segmenter_exports(head, backbone, tmp_path): run_export(tmp_path, backbone, [head])
+
+
+class Colours(SegmentationHead):
+    "A head that is right by construction: each class is a channel of the image."
+    def __init__(self, in_channels, num_classes, stages=None):
+        super().__init__(in_channels, num_classes, stages=stages)
+        self.logits = nn.Conv2d(3, num_classes, 1)
+        self.logits.weight.data.copy_(100 * torch.eye(3)[:, :, None, None])
+        self.logits.bias.data.zero_()
+
+    def decode(self, maps): return maps[0]
+
+
+class Same(nn.Module):
+    def forward(self, x): return {0: x}
+
+
+@pytest.fixture
+def colours():
+    model = Segmenter(Same(), Colours(3, 3))
+    model.class_names = ["red", "green", "blue"]
+    from flame_vision.preprocessing import whole_image_transforms
+    model.preprocessing = whole_image_transforms(50, (0, 0, 0), (1, 1, 1))
+    return model
+
+
+def test_predictions_lie_in_the_pictures_own_pixels(colours, tmp_path):
+    "Four fields of pure colour: away from the borders every pixel must be right, whatever form and size the picture has."
+    def fields(h, w):
+        picture = np.zeros((h, w, 3), np.uint8)
+        for rows, columns, channel in ((0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 0)):
+            picture[rows * (h // 2):(rows + 1) * (h // 2) or h, columns * (w // 2):(columns + 1) * (w // 2), channel] = 255
+        return picture
+    arrays = [fields(100, 150), fields(80, 60), fields(300, 200)]
+    path = tmp_path / "picture.png"
+    PIL.Image.fromarray(arrays[2]).save(path)
+    given = [arrays[0], torch.from_numpy(arrays[1]).permute(2, 0, 1), path, PIL.Image.fromarray(arrays[0])]
+    for training in (True, False):
+        answers = colours.train(training).predict(given)
+        assert colours.training is training
+        for picture, answer in zip((*arrays, arrays[0]), answers):
+            h, w, _ = picture.shape
+            inside = np.ones((h, w), bool)
+            inside[h // 2 - h // 20:h // 2 + h // 20] = inside[:, w // 2 - w // 20:w // 2 + w // 20] = False
+            assert answer.labels.shape == (h, w) and (answer.labels.numpy() == picture.argmax(2))[inside].all()
+    assert answers[0].shares().keys() == {"red", "green", "blue"} and abs(answers[0].shares()["red"] - 0.5) < 0.05
+    assert colours.predict(arrays[0])[0].mask("red").sum() > 6000
+
+
+def test_slips_say_what_to_do(colours):
+    from flame_vision.transforms import classification_transforms
+    with pytest.raises(ConfigError, match="whole_image_transforms"):
+        colours.predict(np.zeros((9, 9, 3), np.uint8), transforms=classification_transforms(32))
+    with pytest.raises(ConfigError, match="does not know how its images are prepared"): create_model(backbone="resnet18", head="fcn").predict("x.png")
+    with pytest.raises(ConfigError, match="is a head for segmentation"): create_model("classifier", backbone="resnet18", head="fcn")
+    with pytest.raises(ConfigError, match="cannot be written"): print(colours.config)
+    with pytest.raises(ShapeError): create_model(backbone="resnet18", head="fcn").get_output_shape([1, 4, 64, 64])
+
+
+@pytest.mark.parametrize("neck", ["fpn", "pan"])
+def test_a_neck_between(neck):
+    model = create_model(backbone="resnet18", neck={"name": neck, "arguments": {"out_channels": 32}}, head="fcn", auxiliary="fcn", num_classes=4)
+    assert model.head.in_channels == (32,) and model.head.stages == (1,) and model.auxiliary.in_channels == (256,)
+    out = model.train()(torch.randn(2, 3, 70, 90))
+    (out["out"].square().mean() + out["aux"].square().mean()).backward()
+    unread = {name.split(".")[2] for name, p in model.named_parameters() if p.grad is None}
+    assert unread <= {"outputs", "2", "3", "4"} or not unread, unread
+    assert create_model(config=model.config).config == model.config
+
+
+def test_another_last_layer_keeps_the_rest():
+    model = create_model(backbone="resnet18", head="segformer", auxiliary="fcn", num_classes=5)
+    before = {k: t.clone() for k, t in model.state_dict().items()}
+    model.reset_classifier(7)
+    changed = [k for k, t in model.state_dict().items() if t.shape != before[k].shape]
+    assert sorted(changed) == ["auxiliary.logits.bias", "auxiliary.logits.weight", "head.logits.bias", "head.logits.weight"]
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items() if k not in changed)
+    assert create_model(config=model.config).num_classes == 7
