@@ -217,7 +217,7 @@ def list_models(
     if not pretrained: return [name for name in ARCHITECTURES if fits(name, name)]
     from timm.models import list_pretrained
     tagged = [(full.partition(".")[0], full) for full in (*list_pretrained(), *[f"{name}.coco" for name in SEGMENTERS])]
-    return [full for name, full in tagged if name in NAMED and fits(name, full)]
+    return sorted(full for name, full in tagged if name in NAMED and fits(name, full))
 
 # %% ../nbs/450_models.ipynb #9b0bde91
 __all__ = [*globals().get("__all__", ()), *sorted({*__dir__()} - {*globals().get("__all__", ())})]  # `from flame_vision.models import *`, as from torchvision's

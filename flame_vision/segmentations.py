@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import to_pil_image
 from .core.errors import ConfigError, ShapeError
 from .core.names import did_you_mean
 from .predictions import open_picture, picture_list
-from .transforms import CenterCrop, Compose, RandomCrop, RandomResizedCrop, as_picture
+from .transforms import CenterCrop, Compose, RandomCrop, RandomResizedCrop
 
 # %% ../nbs/072_segmentations.ipynb #ab282366
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def paint(
     colors = table[np.minimum(np.where(where < 0, 255, where), 255)]
     if picture is None: return PIL.Image.fromarray(colors)
     opened = open_picture(picture)
-    below = np.asarray((as_picture(opened) if isinstance(opened, Tensor) else opened).convert("RGB"))
+    below = np.asarray((to_pil_image(opened) if isinstance(opened, Tensor) else opened).convert("RGB"))
     if below.shape[:2] != where.shape: raise ShapeError(f"the picture has {below.shape[0]} × {below.shape[1]} pixels and the labels {where.shape[0]} × {where.shape[1]}")
     share = np.where(np.isin(where, list(hidden)), 0.0, alpha)[..., None]
     return PIL.Image.fromarray((below * (1 - share) + colors * share).round().astype(np.uint8))

@@ -123,7 +123,8 @@ def test_the_real_client_fetches_a_segmenter(torch_home, tmp_path):
 
 
 BACKBONES = {
-    "resnet": "resnet18", "efficientnet": "efficientnet_b0", "mobilenetv2": "mobilenetv2_050", "mobilenetv3": "mobilenetv3_small_050", "regnet": "regnetx_002",
+    "resnet": "resnet18", "efficientnet": "efficientnet_b0", "regnet": "regnetx_002",
+    "mobilenetv2": "mobilenetv2_050", "mobilenetv3": "mobilenetv3_small_050",
     "convnext": {"name": "convnext", "arguments": {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}},
     "vit": {"name": "vit", "arguments": {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64}},
     "pyramid": {"name": "vit", "arguments": {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64, "hierarchical": True}},

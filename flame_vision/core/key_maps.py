@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from .errors import WeightsError
@@ -187,7 +187,7 @@ class Placed:
         prefix: str,        # `"backbone."`
         *rules: Rule,       # Rules for keys beside it, tried first
         theirs: str = "",   # The prefix in their layout, where they have one too
-    ) -> Self:
+    ) -> Any:      # A map of the same layout
         "The map of a model that holds this one's module under a prefix."
         def placed(r: Rule) -> Rule:
             return replace(r, ours=tuple(prefix + t for t in r.ours), theirs=tuple(theirs + t for t in r.theirs), owner=prefix + r.owner)
@@ -195,7 +195,7 @@ class Placed:
 
     def without(self,
         prefix: str, # `"features."`
-    ) -> Self:
+    ) -> Any:      # A map of the same layout
         "The map for a layout that leaves out a prefix of theirs."
         return replace(self, rules=tuple(replace(r, theirs=tuple(t.removeprefix(prefix) for t in r.theirs)) for r in self.rules))  # type: ignore[type-var]
 
