@@ -10,7 +10,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from flame_vision.core.errors import ConfigError, DataError, ShapeError, UnknownArgumentError, UnknownNameError
 from flame_vision.heads import create_loss, list_losses, losses, register_loss
-from flame_vision.heads.losses import LOSSES, BaseLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, DiceLoss, FocalLoss, WeightedSum, check_labels
+from flame_vision.heads.loss_sums import WeightedSum
+from flame_vision.heads.losses import LOSSES, BaseLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, DiceLoss, FocalLoss, check_labels
 
 LABELS = ("cross_entropy", "focal", "dice")
 SHAPES = {"pixels": (3, 5, 7, 9), "images": (40, 5)}
@@ -185,7 +186,7 @@ def test_labels_that_are_no_classes(name, monkeypatch):
     labels[0, 0, :4] = torch.tensor([5, 9, -1, 254])
     with pytest.raises(DataError, match=r"0 to 4, or 255 to be ignored; 4 of 72 are -1, 5, 9, 254"): create_loss(name)(scores, labels)
     known = create_loss(name)(scores, labels.clamp(0, 4))
-    monkeypatch.setattr(losses, "asks", lambda given: False)  # as on a GPU
+    monkeypatch.setattr(losses, "at_hand", lambda given: False)  # as on a GPU
     assert create_loss(name)(scores, labels).isnan()
     torch.testing.assert_close(create_loss(name)(scores, labels.clamp(0, 4)), known, rtol=0, atol=0)
 
@@ -202,7 +203,7 @@ def test_targets_that_are_none(monkeypatch):
     for wrong in ([[0, 1, 2.0], [0, 0, 0]], [[0, 1, -0.5], [0, 0, 0]], [[0, 1, float("nan")], [0, 0, 0]]):
         with pytest.raises(DataError, match="between 0 and 1"): BinaryCrossEntropyLoss()(scores, torch.tensor(wrong))
         with monkeypatch.context() as patch:
-            patch.setattr(losses, "asks", lambda given: False)
+            patch.setattr(losses, "at_hand", lambda given: False)
             assert BinaryCrossEntropyLoss()(scores, torch.tensor(wrong)).isnan()
             torch.testing.assert_close(BinaryCrossEntropyLoss()(scores, fine), known, rtol=0, atol=0)
     with pytest.raises(ShapeError, match="numbers of classes are for 'cross_entropy'"): BinaryCrossEntropyLoss()(scores, torch.tensor([0, 2]))

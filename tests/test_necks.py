@@ -18,9 +18,12 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from flame_vision.backbones import create_backbone
+from flame_vision.backbones.base import FeatureInfo
 from flame_vision.core.errors import ConfigError, ShapeError, UnknownArgumentError, WeightsError
 from flame_vision.core.weights import export_weights, load_weights
 from flame_vision.necks import FPN, PAN, FeaturePyramid, build_fpn, create_neck, list_necks
+from flame_vision.necks.base import maps_of
+from flame_vision.necks.lazy import LazyNeck, pyramid_conv, read_maps, widths_by_stage
 from flame_vision.necks.pan import MeetingConv2d
 
 CHANNELS = (8, 12, 20)
@@ -91,7 +94,7 @@ def test_first_weights_are_drawn_as_torchvision_draws_them():
     assert 0.95 < lazy.extra.p6.weight.abs().max() / (3 / (128 * 9)) ** 0.5 < 1.05
 
 
-def written_out(pan, x, steps):
+def written_out(pan, x, steps, mend=False):
     "The paper's figure 1 (a, b) in plain torch; each step has one stride per axis."
     w, stages = pan.state_dict(), list(x)
     def layer(x, name, **more): return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **more)
@@ -102,6 +105,7 @@ def written_out(pan, x, steps):
     n = {stages[0]: p[stages[0]]}
     for before, s in zip(stages, stages[1:]):
         down = layer(n[before], f"ways.{s}.down", stride=steps, padding=1)
+        if mend: down = F.interpolate(down, p[s].shape[2:])
         assert down.shape == p[s].shape
         n[s] = layer(down + p[s], f"ways.{s}.smooth.conv", padding=1)
     return n
@@ -114,7 +118,7 @@ def test_pan_equals_the_same_written_out(grids, steps):
 
 
 def test_odd_grids_meet_by_themselves():
-    "Whatever the backbone's first side is, a step of 2 gives what its next stage has; the enlargement is never used."
+    "Where a backbone rounds up, a step of 2 gives what its next stage has, and nothing is resized."
     conv = MeetingConv2d(2)
     for size in range(1, 70):
         half = -(-size // 2)
@@ -122,6 +126,69 @@ def test_odd_grids_meet_by_themselves():
         assert torch.equal(conv(x, torch.zeros(1, 2, half, 2)), F.conv2d(x, conv.weight, conv.bias, 2, 1))
     assert conv(torch.randn(1, 2, 41, 30), torch.zeros(1, 2, 11, 7)).shape[2:] == (11, 7)
     assert torch.equal(conv(x, x), F.conv2d(x, conv.weight, conv.bias, 1, 1))
+
+
+def test_grids_of_a_backbone_that_rounds_down():
+    backbone = create_backbone("convnext", depths=[1] * 4, dims=[8, 12, 16, 20], output_indices=(1, 2, 3, 4)).eval()
+    with torch.no_grad(): x = backbone(torch.randn(2, 3, 100, 76))
+    assert [m.shape[2:] for m in x.values()] == [(25, 19), (12, 9), (6, 4), (3, 2)]
+    pan, fpn = fill(PAN((8, 12, 16, 20), 16)), FPN((8, 12, 16, 20), 16, "p6p7")
+    same_levels(pan(x), written_out(pan, x, 2, mend=True), "PAN")
+    assert [m.shape[2:] for m in fpn(x).values()] == [(25, 19), (12, 9), (6, 4), (3, 2), (2, 1), (1, 1)]
+
+
+class Plain(nn.Module):
+    "Two maps of one grid, 14 pixels to a side: half of a level of 7 is not 4."
+    probe_shape = [1, 3, 224, 224]
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.ModuleDict({s: nn.Conv2d(3, 32, 16, 16) for s in ("4", "2")})
+
+    def forward(self, x): return {int(s): conv(x) for s, conv in self.patches.items()}
+
+
+def test_what_comes_out_of_backbone_and_neck():
+    backbone = Plain()
+    assert maps_of(backbone, None) == (FeatureInfo(2, 32, 16), FeatureInfo(4, 32, 16))
+    strides = {None: {2: 16, 4: 16, 5: 32, 6: 64}, (2,): {2: 16, 3: 32, 4: 64}}
+    for stages, expected in strides.items():
+        neck = FPN(out_channels=16, extra_levels="p6p7", stages=stages)
+        assert maps_of(backbone, neck) == tuple(FeatureInfo(s, 16, stride) for s, stride in expected.items())
+        assert neck.in_channels is None and FeaturePyramid(backbone, 16, stages, extra_levels="p6p7").feature_info == maps_of(backbone, neck)
+        assert neck.get_output_shape({s: [1, 32, 14, 14] for s in (2, 4)})[max(expected)][2] == 4
+    resnet = create_backbone("resnet18", features_only=True, output_indices=(1, 4))
+    assert maps_of(resnet) == resnet.feature_info
+    with pytest.raises(ConfigError, match=r"Flatten must give feature maps \(b, c, h, w\) by stage"): maps_of(nn.Flatten())
+    with pytest.raises(ShapeError, match="3 is missing"): maps_of(backbone, PAN(stages=(2, 3)))
+
+
+class Equal(LazyNeck):
+    "The base alone: layers by another name than FPN's, one more that reads the deepest map, and nothing that has its size from the beginning."
+    reader = "narrow.{stage}"
+
+    def __init__(self, in_channels=None, out_channels=16, stages=None):
+        super().__init__()
+        widths, self.out_channels = widths_by_stage("Equal", in_channels, stages), out_channels
+        self.tell(widths, in_channels is not None or stages is not None)
+        self.narrow = nn.ModuleDict({str(s): pyramid_conv(c, out_channels) for s, c in widths.items()})
+        self.further = pyramid_conv(widths[max(widths)], out_channels, 3, 2)
+
+    def forward(self, features):
+        maps = read_maps(self, features)
+        return {s: self.narrow[str(s)](x) for s, x in maps.items()} | {max(maps) + 1: self.further(maps[max(maps)])}
+
+
+def test_a_lazy_neck_of_ones_own():
+    x, eager = maps(), fill(Equal(CHANNELS, stages=(1, 2, 3)))
+    waiting, ran = Equal(), Equal()
+    held = {id(p) for p in ran.parameters()}
+    with torch.inference_mode(): ran(x)
+    sum(m.square().mean() for m in ran(x).values()).backward()
+    assert all(id(p) in held and p.grad.any() for p in ran.parameters() if p.ndim == 4) and ran.stages == (1, 2, 3)
+    for neck in (waiting, ran): neck.load_state_dict(eager.state_dict())
+    for neck in (waiting, ran, copy.deepcopy(ran)):
+        assert neck.in_channels == CHANNELS and all(torch.equal(a, b) for a, b in zip(neck(x).values(), eager(x).values()))
 
 
 @pytest.mark.parametrize("kind", ["fpn", "pan"])

@@ -9,16 +9,18 @@ __all__ = ['ClassifierMixin', 'classifies', 'pools_itself', 'ClassifierForward',
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .base import BaseArchitecture, register_architecture
 from .compose import BackboneControls, ComposedWeights, build_for, build_head, build_neck, check_task, deepest
-from .compose import head_class, levels_of, maps_of
+from .compose import head_class, levels_of
 from ..backbones.base import BACKBONES
 from ..core.deferred import stepped_outside
 from ..core.errors import ConfigError
 from ..core.shapes import TensorSpec, get_output_specs
 from ..heads.base import HEADS
+from ..necks.base import maps_of
 from ..parts import Part, part_config
 from ..predictions import classify
 from ..schemas import PartConfig
@@ -29,6 +31,7 @@ class ClassifierMixin(BackboneControls):
     backbone: nn.Module
     neck: nn.Module | None
     head: nn.Module | None
+    _last_head: Any = "classifier"  # What a new head is made like
 
     @property
     def num_classes(self) -> int:
@@ -61,8 +64,10 @@ class ClassifierMixin(BackboneControls):
 
     def reset_classifier(self, num_classes: int) -> None:
         "Put on a new head for this many classes, 0 for none. Changes the model: call it before threads share it. Raises: ConfigError."
-        head = self.head.config if isinstance(self.head, Part) else "classifier"
-        self.head = build_head(head, self.facts(head), num_classes, dropout=self._arguments.get("dropout", 0.0))
+        if isinstance(self.head, Part): self._last_head = self.head.config
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        made = build_head(self._last_head, self.facts(self._last_head), num_classes, dropout=self._arguments.get("dropout", 0.0))
+        self.head = None if made is None else made.to(like.device, like.dtype).train(self.training)
         self._arguments = {**self._arguments, "num_classes": num_classes}
         self.class_names = None
 
@@ -165,7 +170,7 @@ class Classifier(ClassifierForward, ClassifierMixin, ComposedWeights, BaseArchit
         bare = neck is not None or not classifies(head) or others and pools_itself(head)
         self.backbone = build_for(backbone, (-1,) if neck is None else levels_of(neck), in_channels=in_channels, features_only=bare)
         self.provenance = getattr(self.backbone, "provenance", None)
-        with stepped_outside(): maps = () if neck is None or isinstance(neck, nn.Module) else maps_of(self.backbone)
+        with stepped_outside(): maps = () if neck is None else maps_of(self.backbone)
         self.neck = build_neck(neck, maps)
         with stepped_outside(): facts = {} if head is None or isinstance(head, nn.Module) else self.facts(head)
         self.head = build_head(head, facts, num_classes, dropout=dropout)

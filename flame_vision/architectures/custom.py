@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 from .base import ARCHITECTURES, BaseArchitecture, register_architecture
 from .compose import head_class
+from ..backbones.base import BaseBackbone
+from ..backbones.external import ExternalBackbone
 from ..core.errors import ConfigError
 from ..parts import make
 from ..schemas import PartConfig
@@ -47,9 +49,9 @@ def custom(
 # %% ../../nbs/architectures/440_custom.ipynb #f82fbee3
 def is_transformer(
     backbone: nn.Module, # A backbone
-) -> bool | None:        # None for one of another collection, which does not say
+) -> bool | None:        # None for one of another collection or your own, which does not say
     "Whether a backbone of ours looks by attention."
-    if type(backbone).__module__.endswith(("timm_encoders", "transformers_encoders")): return None
+    if not isinstance(backbone, BaseBackbone) or isinstance(backbone, ExternalBackbone): return None
     return "return_attention" in inspect.signature(backbone.forward).parameters
 
 # %% ../../nbs/architectures/440_custom.ipynb #d428b0ec

@@ -13,6 +13,7 @@ from typing import Any
 from .base import register_architecture
 from .segmenter import Segmenter
 from ..backbones.base import BACKBONES
+from ..core.errors import ConfigError, UnknownNameError, WeightsError
 from ..core.torchvision_weights import load_torchvision
 from ..core.weights import LoadReport
 from ..parts import remember
@@ -39,15 +40,19 @@ class NamedSegmenter(Segmenter):
         **arguments: Any,                   # What else the backbone takes
     ):
         super().__init__(PartConfig(name=variant, arguments=arguments), head, num_classes, auxiliary=auxiliary, dropout=dropout)
+        self.head_name = head
 
     def load_pretrained(self, which: bool | str | os.PathLike = True, allow_pickle: bool = False) -> LoadReport:
         "Load torchvision's weights, trained on COCO with the classes of Pascal VOC (`True`, `\"coco\"`), or a file. Changes the model. Raises: WeightsError."
         if which is True or which == "coco": return load_torchvision(self, self._name or "", "DEFAULT")
-        return super().load_pretrained(which, allow_pickle)
+        try: return super().load_pretrained(which, allow_pickle)
+        except (UnknownNameError, WeightsError) as e: raise type(e)(f"{e}; torchvision's own weights are 'coco'") from e
 
     @property
     def config(self) -> PartConfig:
         "The network's name, and every argument of its backbone as it is now."
+        if getattr(self.head, "_name", None) != self.head_name:
+            raise ConfigError(f"{type(self.head).__name__} is not the head that {self._name} stands for; build it as create_model(backbone=…, head=…)")
         of_backbone = {k: v for k, v in self.backbone._arguments.items() if k not in ("output_indices", "features_only")}
         self._arguments = {"num_classes": self.num_classes, "auxiliary": remember(self.auxiliary), "dropout": self._arguments.get("dropout"), **of_backbone}
         return super().config

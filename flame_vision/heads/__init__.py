@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from .deeplab import DeepLabV3Head as DeepLabV3Head
     from .deeplab import DeepLabV3PlusHead as DeepLabV3PlusHead
     from .fcn import FCNHead as FCNHead
+    from .loss_sums import WeightedSum as WeightedSum
+    from .loss_sums import create_loss as create_loss
+    from .loss_sums import list_losses as list_losses
     from .losses import BaseLoss as BaseLoss
     from .losses import BinaryCrossEntropyLoss as BinaryCrossEntropyLoss
     from .losses import CrossEntropyLoss as CrossEntropyLoss
     from .losses import DiceLoss as DiceLoss
     from .losses import FocalLoss as FocalLoss
     from .losses import LabelLoss as LabelLoss
-    from .losses import WeightedSum as WeightedSum
-    from .losses import create_loss as create_loss
-    from .losses import list_losses as list_losses
     from .losses import register_loss as register_loss
     from .pooling import AttentionPool as AttentionPool
     from .pooling import BasePool as BasePool

@@ -8,11 +8,11 @@ __all__ = ['HEADS', 'register_head', 'create_head', 'list_heads', 'BaseHead', 's
 # %% ../../nbs/heads/308_base.ipynb #133bf084
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..core.errors import ConfigError, ShapeError
 from ..core.names import Catalogue
+from ..necks.base import maps_of_stages
 from ..parts import Part, make
 
 # %% ../../nbs/heads/308_base.ipynb #e9fc3122
@@ -66,16 +66,12 @@ def select_maps(
     in_channels: Sequence[int],                 # Channels of the maps that it was built for
     stages: Sequence[int] | None = None,        # Their stages; None for the deepest ones
 ) -> list[Tensor]:                              # The maps, fine to coarse
-    "The maps that a head or a neck was built for. Raises: ShapeError that names the stage."
-    kind = type(head).__name__
+    "The maps that a head was built for. Raises: ShapeError that names the stage."
     if not isinstance(features, Mapping): features = {(stages or (0,))[0]: features}
-    keys = tuple(stages) if stages is not None else tuple(sorted(features))[-len(in_channels):]
-    if missing := [s for s in keys if s not in features]: raise ShapeError(f"{kind} reads stages {keys}, and {missing[0]} is missing; it was given {tuple(features)}")
-    if len(keys) != len(in_channels): raise ShapeError(f"{kind} reads {len(in_channels)} maps, and was given {len(features)}: stages {tuple(features)}")
-    for s, channels in zip(keys, in_channels):
-        if features[s].ndim != 4 or features[s].shape[1] != channels: raise ShapeError(f"{kind}: the map of stage {s} must be (b, {channels}, h, w), got {list(features[s].shape)}")
-    if not torch.compiler.is_exporting(): return [features[s] for s in keys]
-    return [features[s].contiguous() for s in keys]  # a map whose channels lie last makes an exported program doubt its own strides
+    if stages is None: stages = sorted(features)[-len(in_channels):]
+    if len(stages) != len(in_channels):
+        raise ShapeError(f"{type(head).__name__} reads {len(in_channels)} maps, and was given {len(features)}: stages {tuple(features)}")
+    return list(maps_of_stages(head, features, stages, in_channels).values())
 
 # %% ../../nbs/heads/308_base.ipynb #67528cae
 def check_head(
@@ -85,5 +81,6 @@ def check_head(
 ) -> None:
     "Refuse numbers that make no head. Raises: ConfigError that says what to do."
     kind = type(head).__name__
-    if type(num_classes) is not int or num_classes < 1: raise ConfigError(f"{kind}: num_classes must be at least 1, got {num_classes}; a model without classifier is made with num_classes=0")
+    if type(num_classes) is not int or num_classes < 1:
+        raise ConfigError(f"{kind}: num_classes must be at least 1, got {num_classes}; a model without classifier is made with num_classes=0")
     if not 0 <= dropout < 1: raise ConfigError(f"{kind}: dropout must lie in [0, 1), got {dropout}")

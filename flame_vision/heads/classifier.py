@@ -8,6 +8,7 @@ __all__ = ['ClassificationHead', 'build_pool', 'MLPHead']
 # %% ../../nbs/heads/320_classifier.ipynb #adf4f486
 import inspect
 from collections.abc import Mapping
+from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..blocks.conv import at_least_one
@@ -23,6 +24,7 @@ from ..schemas import PartConfig
 class ClassificationHead(BaseHead):
     "One vector for each image, perhaps a hidden layer, dropout, one linear layer."
     classifier = "fc."  # prefix of the weights whose size is the number of classes
+    always_hidden: ClassVar[bool] = False  # Whether there is a hidden layer even if nobody says how wide
 
     def __init__(self,
         in_features: int,       # Length of the vector that is classified: the channels of the deepest map, unless the network changes it
@@ -30,12 +32,13 @@ class ClassificationHead(BaseHead):
         dropout: float = 0.0,   # Probability of dropping a feature while training
         pool: str | PartConfig | Mapping | None = None, # How places become one vector, by name; None for as the network was published
         pool_channels: int | None = None,               # Channels of what is pooled, where the vector is longer or shorter; `in_features` by default
-        hidden_features: int | None = None,             # Width of a hidden layer before the last; None for none
+        hidden_features: int | None = None,             # Width of a hidden layer before the last; None for none, in an `MLPHead` for `in_features`
         act: str = "gelu",                              # Its activation
         multi_label: bool = False,                      # Whether an image may be of several classes or of none, each with a probability of its own
     ):
         super().__init__()
         check_head(self, num_classes, dropout)
+        if hidden_features is None and self.always_hidden: hidden_features = in_features
         if hidden_features is not None: at_least_one("hidden_features", hidden_features)
         self.in_features, self.num_classes, self.multi_label, self.published = in_features, num_classes, multi_label, pool is None
         self.pooling = build_pool("avg" if pool is None else pool, in_features if pool_channels is None else pool_channels)
@@ -82,16 +85,5 @@ def build_pool(
 # %% ../../nbs/heads/320_classifier.ipynb #0adb3c3f
 @register_head("mlp")
 class MLPHead(ClassificationHead):
-    "A classification head with a hidden layer."
-    def __init__(self,
-        in_features: int,       # Length of the vector that is classified
-        num_classes: int,       # Classes to tell apart
-        dropout: float = 0.0,   # Probability of dropping a hidden feature while training
-        pool: str | PartConfig | Mapping | None = None, # How places become one vector; None for as the network was published
-        pool_channels: int | None = None,               # Channels of what is pooled; `in_features` by default
-        hidden_features: int | None = None,             # Width of the hidden layer; `in_features` by default
-        act: str = "gelu",                              # Its activation
-        multi_label: bool = False,                      # Whether an image may be of several classes or of none
-    ):
-        width = in_features if hidden_features is None else hidden_features
-        super().__init__(in_features, num_classes, dropout, pool, pool_channels, width, act, multi_label)
+    "A classification head with a hidden layer, of `in_features` if nobody says how wide."
+    always_hidden = True

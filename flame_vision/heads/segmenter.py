@@ -34,7 +34,8 @@ class SegmentationHead(BaseHead):
         if not in_channels: raise ConfigError(f"{type(self).__name__}: in_channels must name the channels of at least one map")
         for channels in in_channels: at_least_one(f"{type(self).__name__}: in_channels", channels)
         check_head(self, num_classes, dropout)
-        if stages is not None and len(stages) != len(in_channels): raise ConfigError(f"{type(self).__name__}: {len(stages)} stages for {len(in_channels)} maps")
+        if stages is not None and len(stages) != len(in_channels):
+            raise ConfigError(f"{type(self).__name__}: {len(stages)} stages for {len(in_channels)} maps")
         self.in_channels, self.num_classes, self.dropout = in_channels, num_classes, nn.Dropout(dropout)
         self.stages = None if stages is None else tuple(stages)
 

@@ -6,6 +6,7 @@
 __all__ = ['UNetBlock', 'decoder_steps', 'UNetHead']
 
 # %% ../../nbs/heads/334_unet.ipynb #4726f613
+import itertools
 import math
 from collections.abc import Sequence
 import torch
@@ -89,7 +90,7 @@ class UNetHead(SegmentationHead):
 
     def decode(self,
         maps: list[Float[Tensor, "b _ _ _"]], # Maps, fine to coarse
-    ) -> Float[Tensor, "b c h2 w2"]:          # What the last layer classifies, on a grid as fine as the image's
-        x, skips = maps[-1], maps[-2::-1]
-        for i, block in enumerate(self.blocks): x = block(x, skips[i]) if i < len(skips) else block(x)
+    ) -> Float[Tensor, "b c h2 w2"]:          # What the last layer classifies, on a grid at least as fine as the image's
+        x = maps[-1]
+        for block, skip in itertools.zip_longest(self.blocks, maps[-2::-1]): x = block(x, skip)
         return x

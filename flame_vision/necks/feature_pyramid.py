@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from ..backbones.base import BACKBONES, FeatureInfo
 from ..core.errors import ConfigError
+from .base import maps_of, probe_of
 from .fpn import FPN
 from ..parts import Part, build
 from ..schemas import PartConfig
@@ -52,14 +53,9 @@ class FeaturePyramid(Part):
     @property
     def probe_shape(self) -> list[int]:
         "Shape of the image that `feature_info` is inferred with."
-        return getattr(self.backbone, "probe_shape", None) or [1, getattr(self.backbone, "in_channels", 3), 256, 256]
+        return probe_of(self.backbone)
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         "Level, channels and stride of each map, inferred from its shapes; a level beyond the backbone's has twice the stride of the one before."
-        given, info = self.get_output_shape(self.probe_shape), []
-        beyond = 0 if self.fpn.extra is None else self.fpn.extra.count
-        for i, (level, shape) in enumerate(sorted(given.items())):
-            stride = round(self.probe_shape[2] / shape[2]) if i < len(given) - beyond else 2 * info[-1].stride
-            info.append(FeatureInfo(level, shape[1], stride))
-        return tuple(info)
+        return maps_of(self.backbone, self.fpn)

@@ -20,7 +20,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.classification import MultilabelAccuracy, MultilabelAveragePrecision, MultilabelF1Score
 from ..core.errors import ConfigError
-from ..heads.losses import WeightedSum, create_loss
+from ..heads.loss_sums import WeightedSum, create_loss
 
 # %% ../../nbs/training/700_modules.ipynb #58f53216
 def warmup_cosine(

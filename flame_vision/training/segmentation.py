@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassConfusionMatrix
 from ..core.errors import ConfigError, ShapeError
-from ..heads.losses import create_loss
+from ..heads.loss_sums import create_loss
 from .modules import check_hyperparameters, parameter_groups, warmup_cosine
 
 # %% ../../nbs/training/705_segmentation.ipynb #5b404748
