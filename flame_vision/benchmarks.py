@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'LOADED', 'SUITES', 'interleaved', 'Comparison', 'hardware', 'pair_with_timm', 'forward_of', 'training_of',
            'in_words', 'bench_backbones', 'time_shapes', 'bench_shapes', 'origin_of', 'time_loading', 'loading_memory',
-           'apart', 'bench_loading', 'check_device', 'check_settings', 'as_row', 'print_rows', 'run_suite']
+           'apart', 'bench_loading', 'pair_with_torchvision', 'step_of', 'segmenter_memory', 'bench_segmenters',
+           'check_device', 'check_settings', 'as_row', 'print_rows', 'run_suite']
 
 # %% ../nbs/950_benchmarks.ipynb #96c0a6bb
 import gc
@@ -34,7 +35,7 @@ from .core.pretrained import Provenance, find_pretrained
 from .core.shapes import get_output_shape
 from .core.weights import load_weights
 from .local_hub import Peak, local_hub
-from .models import PUBLISHED, create_model
+from .models import PUBLISHED, SEGMENTERS, create_model
 
 # %% ../nbs/950_benchmarks.ipynb #7aecceaf
 def interleaved(
@@ -234,6 +235,73 @@ def bench_loading(
                 memory = apart(f"loading_memory({name!r})", environment) if Path("/proc/self/status").exists() else None
         yield {**asdict(Comparison.of(name, "loading", times["ours"], times["theirs"])), "memory": memory}
 
+# %% ../nbs/950_benchmarks.ipynb #8f0fc6b9
+def pair_with_torchvision(
+    name: str, # A published segmenter
+) -> tuple[nn.Module, nn.Module]:
+    "Our network and torchvision's, with the same weights, and an auxiliary head where both read the same map."
+    from torchvision.models import segmentation
+    auxiliary = "resnet" in name
+    theirs = getattr(segmentation, name)(weights=None, weights_backbone=None, aux_loss=auxiliary)
+    ours = create_model(name, auxiliary="fcn" if auxiliary else None)
+    load_weights(ours, theirs.state_dict())
+    return ours, theirs
+
+# %% ../nbs/950_benchmarks.ipynb #9ed62b44
+def step_of(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], Any]:
+    "A step of training: scores, torchvision's loss with 0.5 of the auxiliary head's, gradients, SGD with momentum."
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
+    def run() -> None:
+        scores = model.train()(images)
+        each = list(scores.values()) if isinstance(scores, Mapping) else [scores]
+        losses = [nn.functional.cross_entropy(s, labels, ignore_index=255) for s in each]
+        sum((0.5 * loss for loss in losses[1:]), losses[0]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return run
+
+# %% ../nbs/950_benchmarks.ipynb #273f5aa1
+def segmenter_memory(
+    name: str,              # A published segmenter
+    ours: bool,             # Ours, or torchvision's
+    shape: Sequence[int],   # Of the images
+) -> int:
+    "Bytes that two steps of training take at most, the network itself included."
+    create_model("mobilenetv3_small_050")(torch.randn(1, 3, 64, 64)).sum().backward()  # what the libraries take once
+    with Peak() as peak:
+        pair = pair_with_torchvision(name)
+        model = pair[0 if ours else 1]
+        del pair
+        gc.collect()
+        step = step_of(model, torch.randn(*shape), torch.randint(0, 21, (shape[0], *shape[2:])))
+        for _ in range(2): step()
+    return peak.bytes
+
+# %% ../nbs/950_benchmarks.ipynb #c1f05818
+def bench_segmenters(
+    names: Sequence[str] = ("deeplabv3_resnet50",), # Published segmenters
+    batch_size: int = 2,                            # Images in a batch
+    image_size: int = 256,                          # Their sides
+    rounds: int = 11,                               # How often each runs
+    channels_last: bool = False,                    # Memory format of both networks and images
+    device: str = "cpu",                            # Where to measure
+) -> Iterator[dict[str, Any]]:                      # As they are measured
+    "Time segmenters against torchvision's, an answer and a step of training. Raises: UnknownNameError, ConfigError."
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    sync = (lambda: torch.cuda.synchronize(device)) if torch.device(device).type == "cuda" else None
+    shape = [batch_size, 3, image_size, image_size]
+    images, labels = torch.randn(shape, device=device).to(memory_format=layout), torch.randint(0, 21, (batch_size, image_size, image_size), device=device)
+    for name in names:
+        pair = [m.to(device, memory_format=layout) for m in pair_with_torchvision(name)]
+        for what, calls in (("forward", [forward_of(m, images) for m in pair]), ("training step", [step_of(m, images, labels) for m in pair])):
+            with in_words(f"{what} of {name} with images of {shape}"):
+                times = interleaved(dict(zip(("ours", "theirs"), calls)), rounds, sync=sync)
+            memory = None
+            if what == "training step" and device == "cpu" and Path("/proc/self/status").exists():
+                took = [apart(f"segmenter_memory({name!r}, {ours}, {shape})", {}) for ours in (True, False)]
+                memory = took[0] / took[1]
+            yield {**asdict(Comparison.of(name, what, times["ours"], times["theirs"])), "peer": "torchvision's", "memory": memory}
+
 # %% ../nbs/950_benchmarks.ipynb #ac97c545
 def check_device(
     device: str, # `"cpu"`, `"cuda"` or `"cuda:1"`
@@ -259,13 +327,14 @@ def check_settings(
     check_device(settings.get("device", "cpu"))
     if not settings["names"]: raise ConfigError("names holds no network; leave it out for those of the suite")
     for name in settings["names"]:
-        network, _, tag = name.partition(".")
-        if network not in PUBLISHED: raise UnknownNameError(f"no published network is called {network!r}; {did_you_mean(network, PUBLISHED)}")
-        if tag or suite == "loading": origin_of(name)
+        (network, _, tag), known = name.partition("."), SEGMENTERS if suite == "segmenters" else PUBLISHED
+        if network not in known: raise UnknownNameError(f"no published network is called {network!r}; {did_you_mean(network, known)}")
+        if suite == "loading" or tag and suite != "segmenters": origin_of(name)
     return settings
 
 # %% ../nbs/950_benchmarks.ipynb #69b3b8ef
-SUITES: dict[str, Callable[..., Iterator[Any]]] = {"backbones": bench_backbones, "shapes": bench_shapes, "loading": bench_loading}
+SUITES: dict[str, Callable[..., Iterator[Any]]] = {"backbones": bench_backbones, "shapes": bench_shapes, "loading": bench_loading,
+                                                         "segmenters": bench_segmenters}
 
 # %% ../nbs/950_benchmarks.ipynb #cd307d50
 def as_row(
@@ -276,6 +345,10 @@ def as_row(
         low, high = result.spread
         return {"network": result.name, "what": result.what, "ours": f"{result.ours * 1e3:.1f} ms", "timm's": f"{result.theirs * 1e3:.1f} ms",
                 "ratio": f"{result.ratio:.3f}", "quartiles": f"{low:.3f}–{high:.3f}"}
+    if "peer" in result:
+        low, high = result["spread"]
+        return {"network": result["name"], "what": result["what"], "ours": f"{result['ours'] * 1e3:.0f} ms", result["peer"]: f"{result['theirs'] * 1e3:.0f} ms",
+                "ratio": f"{result['ratio']:.3f}", "quartiles": f"{low:.3f}–{high:.3f}", "memory, ours/theirs": f"{result['memory']:.3f}" if result["memory"] else "–"}
     if "memory" in result:
         memory = "–" if result["memory"] is None else f"{result['memory']:.2f} × model"
         return {"network": result["name"], "ours": f"{result['ours'] * 1e3:.0f} ms", "timm's": f"{result['theirs'] * 1e3:.0f} ms",

@@ -140,20 +140,19 @@ def predict(
     model: str,                     # Registered name, or NAME@VERSION
     images: list[str],              # Pictures
     registry: str | None = None,    # Folder of the registry; the user's own by default
-    top: int = 1,                   # How many classes to name for each picture
+    top: int | None = None,         # How many classes to name for each picture; one by default, of a segmenter all that are there
+    out: str = "painted",           # Folder that a segmenter's pictures are painted into
     json: bool = False,             # Print JSON instead of a table
 ) -> None:
-    "Say what a registered model sees on pictures."
+    "Say what a registered model sees on pictures; a segmenter paints it."
+    from flame_vision.answers import as_lines, as_records, paint_answers
     from flame_vision.versioning import ModelRegistry
-    if top < 1: raise ConfigError(f"--top must be at least 1, got {top}")
+    if top is not None and top < 1: raise ConfigError(f"--top must be at least 1, got {top}")
     name, _, version = model.partition("@")
     found = ModelRegistry(registry).load(name, version or "latest").predict(images)
-    best = [p.top(top) for p in found]
-    if json:
-        told = [{"image": image, "classes": [{"name": n, "score": round(s, 6)} for n, s in classes]} for image, classes in zip(images, best)]
-        print(jsonlib.dumps(told, indent=1)); return
-    width = max(map(len, images))
-    for image, classes in zip(images, best): print(f"{image:<{width}}  " + "  ".join(f"{n} {s:.1%}" for n, s in classes))
+    painted = paint_answers(found, images, out)
+    if json: print(jsonlib.dumps(as_records(found, images, painted, top), indent=1))
+    else: print("\n".join(as_lines(found, images, painted, top)))
 
 # %% ../nbs/960_cli.ipynb #8beef20a
 def summary(
@@ -219,7 +218,7 @@ def say(
 
 # %% ../nbs/960_cli.ipynb #be50dbde
 def bench(
-    suite: str = "backbones",           # What to measure: backbones, loading (both against timm's) or shapes (against a forward)
+    suite: str = "backbones",           # What to measure: backbones, loading (both against timm's), segmenters (against torchvision's) or shapes (against a forward)
     names: str | None = None,           # Networks, by timm's names, with commas between; the suite's own by default
     rounds: int = 11,                   # How often each runs
     batch_size: int = 4,                # Images in a batch, of backbones
@@ -336,7 +335,7 @@ USAGE = """flame-vision: compose, train, version and ship vision models
   flame-vision predict NAME IMAGE [IMAGE …]  what a registered model sees
   flame-vision summary MODEL                 layers, shapes, parameters, MACs
   flame-vision models [PATTERN]              networks by cost, published accuracy and license
-  flame-vision bench [SUITE]                 speed of backbones, loading or shapes, in turns with the peer
+  flame-vision bench [SUITE]                 speed of backbones, loading, segmenters or shapes, in turns with the peer
 
 Each has --help; options are read with - or _. --debug shows tracebacks, --version the version."""
 

@@ -302,7 +302,7 @@ def test_bench_prints_a_table_and_writes_what_it_measured(suite, keys, tmp_path,
 
 
 @pytest.mark.parametrize("words, says", [
-    (["backbonez"], "there is backbones, shapes, loading"),
+    (["backbonez"], "there is backbones, shapes, loading, segmenters"),
     (["--names=resnet18,resnet51"], "did you mean 'resnet50'"),
     (["shapes", "--names=resnet51"], "did you mean 'resnet50'"),
     (["loading", "--names=resnet51"], "did you mean 'resnet50'"),

@@ -320,3 +320,28 @@ class Own(nn.Module):
 def test_a_head_of_ones_own_reads_what_it_likes():
     model = create_model("segmenter", backbone="resnet18", head=Own())
     assert model.get_output_shape([1, 3, 70, 90]) == [1, 3, 70, 90] and len(model.backbone.feature_info) == 5
+
+
+def test_the_command_paints_what_a_registered_segmenter_sees(tmp_path, monkeypatch, capsys):
+    from flame_vision.cli import main
+    from flame_vision.versioning import ModelRegistry
+    model = create_model(backbone="resnet18", head="fcn", num_classes=2)
+    with torch.no_grad(): model.head.logits.bias.copy_(torch.tensor([-50.0, 50.0]))
+    ModelRegistry(tmp_path / "registry").register("fields", "1.0.0", model, class_names=["sky", "ground"], preprocessing=whole_image_transforms(64))
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.new("RGB", (90, 70), "white").save("a.png")
+    command = ["predict", "fields", "a.png", f"--registry={tmp_path / 'registry'}"]
+    assert main(command) == 0 and main([*command, "--json", "--out=elsewhere"]) == 0 and main(command) == 0
+    line, *rest = capsys.readouterr().out.splitlines()
+    assert line.split() == ["a.png", "ground", "100.0%", "→", "painted/a.png"] and rest[-1].endswith("painted/a-1.png")
+    assert json.loads("\n".join(rest[:-1])) == [{"image": "a.png", "classes": [{"name": "ground", "share": 1.0}], "painted": "elsewhere/a.png"}]
+    painted = np.asarray(PIL.Image.open("painted/a.png"))
+    assert painted.shape == (70, 90, 3) and len(np.unique(painted.reshape(-1, 3), axis=0)) == 1 and painted.min() < 250
+
+
+def test_the_benchmark_of_segmenters_measures_both():
+    from flame_vision.benchmarks import run_suite
+    answer, step = run_suite("segmenters", names=["deeplabv3_mobilenet_v3_large"], rounds=2, image_size=48)
+    assert (answer["what"], step["what"]) == ("forward", "training step") and min(answer["ours"], step["theirs"]) > 0
+    assert answer["memory"] is None and 0.5 < step["memory"] < 2
+    with pytest.raises(UnknownNameError, match="did you mean 'fcn_resnet50'"): run_suite("segmenters", names=["fcn_resnet5"])
