@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..blocks.base import Block, check_maps
-from ..blocks.conv import ConvBlock, at_least_one, create_conv
+from ..blocks.conv import ConvBlock, create_conv
 from ..blocks.grid_pool import check_one_cell, check_one_value
 from ..blocks.layers import create_activation, create_norm
 from ..core.errors import ConfigError
 from ..core.key_maps import KeyMap, Rule, rename
-from .base import check_head, register_head
+from .base import check_head, register_head, sizes_of
 from .fcn import one_map
 from .segmenter import SegmentationHead, resize
 
@@ -56,7 +56,7 @@ class ASPP(Block):
         norm: str | None = "batch",              # Name of the norms
     ):
         super().__init__()
-        for rate in rates: at_least_one("ASPP: a rate", rate)
+        rates = sizes_of("ASPP: rates", rates)
         self.in_channels, dilated = in_channels, SeparableConvBlock if separable else ConvBlock
         views = [dilated(in_channels, out_channels, 3, dilation=rate, norm=norm) for rate in rates]
         self.branches = nn.ModuleList([ConvBlock(in_channels, out_channels, 1, norm=norm), *views])

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..blocks.conv import at_least_one
 from ..core.errors import ConfigError
 from ..core.key_maps import KeyMap
-from .base import BaseHead, check_head, select_maps
+from .base import BaseHead, check_head, select_maps, sizes_of
+from ..necks.lazy import check_stages
 
 # %% ../../nbs/heads/330_segmenter.ipynb #67842e73
 class SegmentationHead(BaseHead):
@@ -30,14 +30,12 @@ class SegmentationHead(BaseHead):
         stages: Sequence[int] | None = None,    # Stages of these maps; the deepest ones by default
     ):
         super().__init__()
-        in_channels = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels)
-        if not in_channels: raise ConfigError(f"{type(self).__name__}: in_channels must name the channels of at least one map")
-        for channels in in_channels: at_least_one(f"{type(self).__name__}: in_channels", channels)
+        kind = type(self).__name__
+        in_channels = sizes_of(f"{kind}: in_channels", in_channels)
         check_head(self, num_classes, dropout)
-        if stages is not None and len(stages) != len(in_channels):
-            raise ConfigError(f"{type(self).__name__}: {len(stages)} stages for {len(in_channels)} maps")
         self.in_channels, self.num_classes, self.dropout = in_channels, num_classes, nn.Dropout(dropout)
-        self.stages = None if stages is None else tuple(stages)
+        self.stages = None if stages is None else tuple(check_stages(kind, stages))
+        if self.stages and len(self.stages) != len(in_channels): raise ConfigError(f"{kind}: {len(self.stages)} stages for {len(in_channels)} maps")
 
     def forward(self,
         features: Mapping[int, Float[Tensor, "b _ _ _"]] | Float[Tensor, "b c h w"], # Maps by stage; or the only one

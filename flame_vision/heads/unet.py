@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..blocks.base import Block, check_maps
-from ..blocks.conv import ConvBlock, at_least_one
+from ..blocks.conv import ConvBlock
 from ..core.errors import ConfigError
 from ..core.key_maps import KeyMap, rename
-from .base import register_head
+from .base import register_head, sizes_of
 from .segmenter import SegmentationHead, resize
 
 # %% ../../nbs/heads/334_unet.ipynb #ed7ca080
@@ -50,9 +50,8 @@ def decoder_steps(
     "The steps from the deepest map to the image's grid. Raises: ConfigError."
     if len(strides) != len(in_channels):
         raise ConfigError(f"UNetHead: {len(strides)} strides for {len(in_channels)} maps; give the stride of each map, fine to coarse")
-    for stride in strides: at_least_one("UNetHead: a stride", stride)
+    strides, decoder_channels = sizes_of("UNetHead: strides", strides), sizes_of("UNetHead: decoder_channels", decoder_channels)
     if list(strides) != sorted(strides): raise ConfigError(f"UNetHead: strides go from fine to coarse, got {tuple(strides)}")
-    if not decoder_channels: raise ConfigError("UNetHead: decoder_channels must name the channels of at least one step")
     skips = [*reversed(in_channels[:-1]), *[0] * math.ceil(math.log2(strides[0]))]
     widths = [decoder_channels[min(i, len(decoder_channels) - 1)] for i in range(len(skips))]
     return list(zip([in_channels[-1], *widths], skips, widths))
