@@ -40,9 +40,10 @@ IN_TEST_ATTENTION = {"multi_head_attention", "cross_attention", "feed_forward", 
 
 
 IN_TEST_TRANSFORMERS = {"tokens"}
+IN_TEST_PYRAMID_SEGMENTERS = {"grid_pool"}
 
 
-def test_every_block_is_tested(): assert set(list_blocks()) <= set(CASES) | IN_TEST_ATTENTION | IN_TEST_TRANSFORMERS
+def test_every_block_is_tested(): assert set(list_blocks()) <= set(CASES) | IN_TEST_ATTENTION | IN_TEST_TRANSFORMERS | IN_TEST_PYRAMID_SEGMENTERS
 
 
 VARIANTS = {  # what else a block can be, beside the case of its name
