@@ -244,7 +244,8 @@ def started(pictures, root, *words, **environment):
     "A real process in the middle of a training that would take long."
     command = [os.path.join(os.path.dirname(sys.executable), "flame-vision"), "fit", f"--data={pictures}", f"--registry={root / 'registry'}",
                f"--runs={root / 'runs'}", *QUICK, "--epochs=1000", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    def heeds(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts behind its back ignores Ctrl-C, and so do its children
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}, preexec_fn=heeds)
     deadline = time.monotonic() + 90
     while not list((root / "runs").glob("*/best.pt")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()

@@ -11,6 +11,7 @@ __all__ = ['CHANGEABLE', 'build_backbone', 'build_for', 'check_channels', 'tried
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 import torch
 from torch import Tensor, nn
@@ -73,14 +74,15 @@ def tried(
     wishes: Mapping[str, Any],  # Arguments that it has if it can
 ) -> tuple[dict[str, Any], list[int]]: # The wishes that it can fulfil, and its stages
     "What a backbone would be, found out without memory: encoders of other collections say only then which arguments they take. Raises: ConfigError."
-    left = dict(wishes)
-    while True:
-        try:
-            with torch.device("meta"): return left, [info.stage for info in make(BACKBONES, name, **left, **given).feature_info]
-        except ConfigError as e:
-            refused = [k for k in left if k != "in_channels" and k in str(e)]
-            if not refused: raise
-            left = {k: v for k, v in left.items() if k not in refused}
+    free = [k for k in wishes if k != "in_channels"]  # the image's channels are no wish that could be left out
+    errors: list[ConfigError] = []
+    for count in range(len(free) + 1):
+        for dropped in combinations(free, count):
+            left = {k: v for k, v in wishes.items() if k not in dropped}
+            try:
+                with torch.device("meta"): return left, [info.stage for info in make(BACKBONES, name, **left, **given).feature_info]
+            except ConfigError as e: errors.append(e)
+    raise errors[-1]  # what remains when all wishes are left out is the user's own doing
 
 # %% ../../nbs/architectures/402_compose.ipynb #54206f23
 def deepest(

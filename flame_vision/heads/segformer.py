@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..blocks.conv import ConvBlock, create_conv
 from ..core.key_maps import KeyMap, Rule, rename, reshape
 from .base import register_head
-from .segmenter import SegmentationHead, resize
+from .segmenter import PyramidHead, resize
 
 # %% ../../nbs/heads/338_segformer.ipynb #febcb8ec
 def transformers_segformer_rules(
@@ -26,7 +26,7 @@ def transformers_segformer_rules(
 
 # %% ../../nbs/heads/338_segformer.ipynb #6793f1a6
 @register_head("segformer")
-class SegFormerHead(SegmentationHead):
+class SegFormerHead(PyramidHead):
     "A linear layer for each map, all grown to the finest grid, mixed by a linear layer. Source: Xie et al. 2021, arXiv:2105.15203."
     key_maps = (KeyMap("transformers", transformers_segformer_rules("linear_c") + transformers_segformer_rules("linear_projections")),)
 
@@ -41,11 +41,6 @@ class SegFormerHead(SegmentationHead):
         self.project = nn.ModuleList(create_conv(channels, hidden_channels, 1, bias=True) for channels in self.in_channels)
         self.fuse = ConvBlock(len(self.in_channels) * hidden_channels, hidden_channels, 1)
         self.logits = nn.Conv2d(hidden_channels, num_classes, 1)
-
-    @classmethod
-    def choose(cls, stages: Sequence[int], neck: bool = False) -> tuple[int, ...]:
-        "All maps from stage 1 on."
-        return tuple(s for s in stages if s >= 1) or tuple(stages)
 
     def decode(self,
         maps: list[Float[Tensor, "b _ _ _"]],   # Maps, fine to coarse

@@ -14,7 +14,7 @@ from ..blocks.conv import ConvBlock, at_least_one
 from ..blocks.grid_pool import GridPool, check_one_cell, check_one_value
 from ..core.key_maps import KeyMap, Rule, rename
 from .base import register_head
-from .segmenter import SegmentationHead, resize
+from .segmenter import PyramidHead, resize
 from ..parts import Part
 
 # %% ../../nbs/heads/336_upernet.ipynb #341a46a0
@@ -50,7 +50,7 @@ TRANSFORMERS_UPERNET_RULES: tuple[Rule, ...] = tuple(rule for ours, theirs in (
 
 # %% ../../nbs/heads/336_upernet.ipynb #1cffc04c
 @register_head("upernet")
-class UPerNetHead(SegmentationHead):
+class UPerNetHead(PyramidHead):
     "Pyramid pooling on the deepest map, a feature pyramid down to the finest, all fused there. Source: Xiao et al. 2018, arXiv:1807.10221."
     key_maps = (KeyMap("transformers", TRANSFORMERS_UPERNET_RULES),)
 
@@ -70,11 +70,6 @@ class UPerNetHead(SegmentationHead):
         self.outputs = nn.ModuleList(ConvBlock(hidden_channels, hidden_channels, 3, norm=norm) for _ in fine)
         self.fuse = ConvBlock(len(self.in_channels) * hidden_channels, hidden_channels, 3, norm=norm)
         self.logits = nn.Conv2d(hidden_channels, num_classes, 1)
-
-    @classmethod
-    def choose(cls, stages: Sequence[int], neck: bool = False) -> tuple[int, ...]:
-        "All maps from stage 1 on."
-        return tuple(s for s in stages if s >= 1) or tuple(stages)
 
     def decode(self,
         maps: list[Float[Tensor, "b _ _ _"]],   # Maps, fine to coarse
