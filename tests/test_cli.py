@@ -245,7 +245,8 @@ def started(pictures, root, *words, **environment):
     command = [os.path.join(os.path.dirname(sys.executable), "flame-vision"), "fit", f"--data={pictures}", f"--registry={root / 'registry'}",
                f"--runs={root / 'runs'}", *QUICK, "--epochs=1000", *words]
     def heeds(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts behind its back ignores Ctrl-C, and so do its children
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}, preexec_fn=heeds)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds,
+                               env={**os.environ, **environment})
     deadline = time.monotonic() + 90
     while not list((root / "runs").glob("*/best.pt")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
