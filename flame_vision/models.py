@@ -14,9 +14,10 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from torch import nn
 from .architectures.base import ARCHITECTURES, BaseArchitecture
+from .architectures.classifier import Classifier
 from .architectures.cnn import ResNet as ResNet, ResNetBlockType as ResNetBlockType
 from .architectures.networks import ConvNeXt as ConvNeXt, EfficientNet as EfficientNet, MobileNetV2 as MobileNetV2
 from .architectures.networks import MobileNetV3 as MobileNetV3, RegNet as RegNet
@@ -108,8 +109,16 @@ def factory(
     make_published.__signature__ = inspect.Signature(own + rest)
     return make_published
 
+# %% ../nbs/450_models.ipynb #526833d3
+if TYPE_CHECKING:   # what a type checker cannot learn from `__getattr__`
+    fcn_resnet50: Callable[..., Segmenter]
+    fcn_resnet101: Callable[..., Segmenter]
+    deeplabv3_resnet50: Callable[..., Segmenter]
+    deeplabv3_resnet101: Callable[..., Segmenter]
+    deeplabv3_mobilenet_v3_large: Callable[..., Segmenter]
+
 # %% ../nbs/450_models.ipynb #ecf8a947
-def __getattr__(name: str) -> Callable[..., BaseArchitecture]:
+def __getattr__(name: str) -> Callable[..., Classifier]:
     "A published network's function, made at first use. Raises: AttributeError with the nearest names."
     if not name.startswith("_") and ARCHITECTURES.aliases.get(name, name) in NAMED and name in ARCHITECTURES:
         globals()[name] = factory(name)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 from .core.errors import ConfigError, ShapeError
 from .core.names import did_you_mean
-from .predictions import check_names, in_evaluation, open_picture, picture_list
+from .predictions import channels_of, check_names, in_evaluation, open_picture, picture_list
 from .transforms import CenterCrop, Compose, RandomCrop, RandomResizedCrop
 
 # %% ../nbs/072_segmentations.ipynb #ab282366
@@ -95,12 +95,13 @@ def batches(
     pictures: Sequence[Any],             # Pictures in any form
     transforms: Callable[[Any], Tensor], # From a picture to a tensor (c, h, w)
     batch_size: int,                     # Pictures in a batch at most
+    channels: int | None = None,         # Channels that the model takes, where it says so
 ) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]: # A batch, and the height and width that each picture had
     "Consecutive pictures that come out in one size, together. Raises: DataError, MissingPathError."
     ready: list[Tensor] = []
     sizes: list[tuple[int, int]] = []
     for i, picture in enumerate(pictures):
-        opened = open_picture(picture, i)
+        opened = open_picture(picture, i, channels)
         made = transforms(opened)
         if ready and (made.shape != ready[0].shape or len(ready) == batch_size):
             yield torch.stack(ready), sizes
@@ -122,7 +123,7 @@ def segment(
     check_uncut(transforms)
     found, first = [], next(model.parameters(), torch.empty(0))
     with in_evaluation(model), torch.inference_mode():
-        for batch, sizes in batches(picture_list(images), transforms, batch_size):
+        for batch, sizes in batches(picture_list(images), transforms, batch_size, channels_of(model)):
             scores = model(batch.to(first.device, first.dtype)).float()
             check_names(class_names, scores.shape[1])
             found += [segmentation_of(one, size, class_names) for one, size in zip(scores, sizes)]

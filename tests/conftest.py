@@ -23,8 +23,8 @@ os.environ |= {
 (scratch / "wandb").mkdir()
 
 if os.environ.get("FLAME_VISION_NO_TYPECHECK") != "1":
-    from jaxtyping import install_import_hook
-    install_import_hook("flame_vision", "typechecker.typechecker")
+    import typechecker
+    typechecker.install("flame_vision")
 
 
 def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="run the tests marked `slow` too")

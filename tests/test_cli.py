@@ -15,9 +15,10 @@ from wandb_record import read_records
 
 from flame_vision.backbones import create_backbone
 from flame_vision.benchmarks import check_device
-from flame_vision.cli import COMMANDS, command_parser, main, parse, pretrained_model, quantity
+from flame_vision.cli import COMMANDS, command_parser, main, parse, quantity
 from flame_vision.core import ConfigError, FlameVisionError
 from flame_vision.data import ImageFolderDataModule
+from flame_vision.jobs import described_model, pretrained_model
 from flame_vision.models import create_model
 from flame_vision.versioning import ModelRegistry, load_checkpoint
 
@@ -401,7 +402,7 @@ def test_pictures_are_prepared_as_those_of_the_weights_at_the_size_of_the_data(p
 
     from flame_vision.preprocessing import transforms_for
     data = ImageFolderDataModule(pictures, (32, 48), num_workers=0)
-    model = pretrained_model("resnet18", weights_in(tmp_path / "w", **SQUASHED), data, 0)
+    model = pretrained_model(described_model("classification", "resnet18", None, "classifier"), weights_in(tmp_path / "w", **SQUASHED), data, 0)
     assert data.eval_transforms.config == transforms_for(replace(model.provenance, input_size=(3, 32, 48))).config
     resize = next(step for step in data.eval_transforms.transforms if type(step).__name__ == "Resize")
     assert list(resize.size) == [35, 53] and data.input_shape == data.train_shape == [3, 32, 48], "squashed, at the user's size"
@@ -415,7 +416,7 @@ def test_pictures_are_prepared_as_those_of_the_weights_at_the_size_of_the_data(p
 def test_weights_that_do_not_say_how_pictures_were_prepared(pictures, tmp_path):
     data = ImageFolderDataModule(pictures, 32, mean=[0.1] * 3, std=[0.9] * 3, num_workers=0)
     with pytest.warns(UserWarning, match="does not say how its images were prepared: ImageNet's mean and deviation are used"):
-        pretrained_model("resnet18", weights_in(tmp_path / "w"), data, 0)
+        pretrained_model(described_model("classification", "resnet18", None, "classifier"), weights_in(tmp_path / "w"), data, 0)
     for pipeline in (data.train_transforms, data.eval_transforms): assert list(pipeline.transforms[-1].mean) == [0.485, 0.456, 0.406]
 
 

@@ -254,6 +254,17 @@ def test_wishes_are_granted_where_nobody_says_otherwise():
     (lambda: FocalLoss(gamma=-1), ConfigError, "gamma"),
     (lambda: DiceLoss(smooth=-1), ConfigError, "smooth"),
     (lambda: CrossEntropyLoss([1, 2])(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long)), ConfigError, "2 class_weights for 3 classes"),
+    (lambda: CrossEntropyLoss([0, 0]), ConfigError, "not all of them 0"),
+    (lambda: CrossEntropyLoss(ignore_index=True), ConfigError, "the whole number that stands for no class"),
+    (lambda: FocalLoss(gamma=float("nan")), ConfigError, "gamma"),
+    *[(lambda name=name, shape=shape: create_loss(name)(torch.randn(2, 1, *shape), torch.zeros(2, *shape, dtype=torch.long)), ConfigError,
+       "num_classes=2.*binary_cross_entropy") for name in ("cross_entropy", "focal", "dice") for shape in ((), (4, 4))],
+    *[(lambda loss=loss: loss.check({"out": 1, "aux": 2}, None), ShapeError, "got a dict of 'out', 'aux'") for loss in
+      (CrossEntropyLoss(), BinaryCrossEntropyLoss())],
+    (lambda: DiceLoss().check(torch.zeros(2, 3).long(), torch.zeros(2).long()), ShapeError, "in floating point, got torch.int64"),
+    (lambda: DiceLoss().check(torch.zeros(2, 3), [0, 1]), ShapeError, "labels as a tensor, got a list"),
+    (lambda: FocalLoss().check(torch.zeros(3), torch.zeros(3).long()), ShapeError, r"scores \(b, classes\) or"),
+    (lambda: FocalLoss().check(torch.zeros(2, 3), torch.zeros(2)), DataError, "numbers of classes, got torch.float32"),
 ])
 def test_slips(make, error, says):
     with pytest.raises(error, match=says): make()

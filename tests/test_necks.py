@@ -203,6 +203,126 @@ def test_every_parameter_gets_a_gradient_and_shapes_are_known(kind, more):
         assert not unused and sum(not p.grad.any() for p in neck.parameters()) == 0
 
 
+CHOSEN = [((1,), (1, 2, 3), (1, 2, 3)), ((2,), (2, 3), (1, 2, 3)), ((3,), (3,), (1, 2, 3)), ((1, 3), (1, 2, 3), (1, 2, 3)),
+          ((4,), (3,), (1, 2, 3)), ((2, 5), (2, 3), (1, 2, 3)), ((1, 2, 3, 4, 5), (1, 2, 3), (1, 2, 3))]  # levels, what FPN reads, what PAN reads
+
+
+@pytest.mark.parametrize("begin", ["output", "input"])
+@pytest.mark.parametrize("kind", [FPN, PAN])
+def test_chosen_levels_are_those_of_the_whole_neck_and_have_no_idle_layer(kind, begin):
+    "Same numbers from fewer layers, however the neck learns its widths; every layer that is left gets a gradient."
+    more, x = dict(out_channels=16, extra_levels="p6p7", extra_from=begin, norm="batch"), maps()
+    whole = fill(kind(CHANNELS, stages=(1, 2, 3), **more))
+    with torch.no_grad(): expected = whole(x)
+    assert whole.levels == (1, 2, 3, 4, 5) == tuple(expected) and not whole.dropped
+    for levels, fpn_reads, pan_reads in CHOSEN:
+        reads = fpn_reads if kind is FPN else pan_reads
+        if begin == "input" and min(levels) > 3: reads = (3,)
+        eager, ran = kind(CHANNELS, stages=(1, 2, 3), levels=levels, **more), kind(levels=levels, **more)
+        told, waiting = kind(stages=(1, 2, 3), levels=list(levels), **more), kind(stages=(1, 2, 3), levels=levels, **more)
+        ran({s: x[s] for s in reads} if reads[0] == 1 else x)
+        told({s: x[s] for s in reads})
+        report = load_weights(eager, whole.state_dict())
+        assert len(report.loaded) == len(eager.state_dict()) == len(whole.state_dict()) - len(report.skipped)
+        everything = len(levels) == 5 or kind is PAN and begin == "output" and 5 in levels
+        assert bool(report.skipped) != everything, levels
+        for neck in (ran, told, waiting): assert not any(neck.load_state_dict(eager.state_dict()))
+        for neck in (eager, ran, told, waiting, copy.deepcopy(ran), kind.from_config(eager.config), kind.from_config(ran.config)):
+            neck.load_state_dict(eager.state_dict())
+            out = neck.train(False)(x)
+            assert neck.levels == tuple(out) == levels and neck.reads(neck.stages) == reads
+            assert all(torch.equal(m, expected[level]) for level, m in out.items())
+            assert torch.equal(neck({s: x[s] for s in reads})[levels[0]], expected[levels[0]])
+            assert neck.get_output_shape({s: list(m.shape) for s, m in x.items()}) == {s: list(m.shape) for s, m in out.items()}
+        sum(m.square().mean() for m in eager.train()(x).values()).backward()
+        assert not [n for n, p in eager.named_parameters() if p.grad is None or not p.grad.isfinite().all()], levels
+
+
+@pytest.mark.parametrize("levels", [(1,), (2, 3), (3, 4), (5,)])
+def test_torchvisions_pyramid_loads_into_fewer_levels(levels):
+    "The report says what was left out, and nothing else is."
+    theirs = fill(FeaturePyramidNetwork(list(CHANNELS), 16, LastLevelP6P7(16, 16)))
+    ours, x = FPN(CHANNELS, 16, "p6p7", stages=(1, 2, 3), levels=levels).eval(), maps()
+    report = load_weights(ours, theirs.state_dict())
+    assert report.layout == "torchvision" and len(report.loaded) + len(report.skipped) == len(theirs.state_dict()) and report.skipped
+    numbers = {f"inner_blocks.{i}": 1 + i >= min(*levels, 3) for i in range(3)}
+    assert all(needed != any(k.startswith(name) for k in report.skipped) for name, needed in numbers.items())
+    expected = dict(zip(range(1, 6), theirs(OrderedDict((str(s), m) for s, m in x.items())).values()))
+    for level, m in ours(x).items(): assert_same(m, expected[level], f"level {level}")
+    part = FPN(CHANNELS, 16, stages=(1, 2, 3), levels=(3,))
+    with pytest.raises(WeightsError, match="unexpected 4: .*extra_blocks"): load_weights(part, theirs.state_dict())
+    with pytest.raises(WeightsError, match="missing"): load_weights(FPN(CHANNELS, 16, stages=(1, 2, 3)), part.state_dict())
+
+
+def test_levels_that_there_are_not():
+    for make in (lambda: FPN(CHANNELS, stages=(1, 2, 3), levels=[2, 4]), lambda: PAN(CHANNELS, stages=(1, 2, 3), levels=[2, 4])):
+        with pytest.raises(ConfigError, match=r"levels=\[2, 4\], and there is no level 4; there are \(1, 2, 3\)"): make()
+    with pytest.raises(ConfigError, match=r"no level 7; there are \(0, 1, 2, 3, 4, 5, 6\)"): FPN(extra_levels="p6p7", levels=[7])
+    lazy = FPN(extra_levels="pool", levels=[5], out_channels=4)
+    with pytest.raises(ConfigError, match=r"no level 5; there are \(1, 2, 3, 4\)"): lazy(maps())
+    assert lazy.stages is None and len(lazy.laterals) == 5 and list(lazy(maps(stages=(2, 3, 4)))) == [5]
+    for wrong in ([], [2, 1], [1, 1], [-1]):
+        with pytest.raises(ConfigError, match="levels is a list of numbers, each once and ascending"): FPN(CHANNELS, levels=wrong)
+    with pytest.raises(WeightsError, match=r"these weights are for stages \(1, 2, 3\), this FPN reads \(2, 3\)"):
+        FPN(out_channels=16, stages=(1, 2, 3), levels=[2]).load_state_dict(FPN(CHANNELS, 16, stages=(1, 2, 3)).state_dict())
+
+
+def test_what_comes_out_of_fewer_levels_has_its_strides():
+    backbone = create_backbone("resnet18", features_only=True, output_indices=(2, 3, 4))
+    for kind in (FPN, PAN):
+        whole = {m.stage: m for m in maps_of(backbone, kind(out_channels=16, extra_levels="p6p7"))}
+        assert [m.stride for m in whole.values()] == [8, 16, 32, 64, 128]
+        for levels in ((2,), (4,), (6,), (3, 6)):
+            assert maps_of(backbone, kind(out_channels=16, extra_levels="p6p7", levels=levels)) == tuple(whole[level] for level in levels)
+
+
+DDP = """
+import os, sys, torch
+from torch import distributed, nn
+from flame_vision.models import create_model
+from flame_vision.necks import FPN
+rank, meeting = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+torch.manual_seed(rank)
+backbone = {"name": "convnext", "arguments": {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8]}}
+
+def train(neck, head, more={}):
+    torch.manual_seed(0)
+    model = create_model(backbone=backbone, neck=neck, head={"name": head, "arguments": more}, num_classes=3)
+    ddp = nn.parallel.DistributedDataParallel(model.train(), find_unused_parameters=False)
+    optimizer = torch.optim.SGD(ddp.parameters(), 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        ddp(torch.randn(2, 3, 70, 90)).square().mean().backward()
+        optimizer.step()
+    return sum(p.double().sum().item() for p in model.parameters())
+
+def named(name, extra=None): return {"name": name, "arguments": {"out_channels": 8, "extra_levels": extra}}
+wide = {"hidden_channels": 8}
+for name, extra, head, more in (("fpn", None, "fcn", {}), ("pan", "p6p7", "fcn", {}), ("pan", None, "deeplabv3plus", wide),
+                                ("fpn", "p6p7", "classifier", {})):
+    same = [None, None]
+    distributed.all_gather_object(same, train(named(name, extra), head, more))
+    assert same[0] == same[1], same
+try: train(FPN(out_channels=8), "fcn")
+except RuntimeError as e: assert "parameters that were not used" in str(e), e
+else: raise AssertionError("a whole pyramid behind a head that reads one level should have been noticed")
+print("trained")
+os._exit(0)
+"""
+
+
+def test_two_processes_train_a_neck_whose_head_reads_one_level(tmp_path):
+    "DistributedDataParallel without find_unused_parameters; a neck with levels that nobody reads shows that it would complain."
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([sys.executable, "-c", DDP, str(rank), str(tmp_path / "meeting")], env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(2)]
+    try: ended = [process.communicate(timeout=240) for process in started]
+    finally:
+        for process in started: process.kill()
+    assert all(out.strip().endswith("trained") for out, _ in ended), [error[-1500:] for _, error in ended]
+
+
 def test_maps_of_a_plain_vit():
     backbone = create_backbone("vit", embed_dim=32, depth=4, num_heads=2, patch_size=8, img_size=64, output_indices=(1, 2, 3, 4)).eval()
     x = backbone(torch.randn(2, 3, 64, 64))

@@ -1,5 +1,6 @@
 "Pictures that we draw, folders of masks with everything wrong, and pairs that must stay pairs."
 import os
+import shutil
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from torchvision import tv_tensors
+from torchvision import datasets, tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
@@ -18,11 +19,14 @@ from flame_vision.data import (
     SegmentationDataModule,
     Shapes,
     ShapesDataModule,
+    VOCSegmentationDataModule,
     create_datamodule,
     list_datasets,
     scan_masks,
     segmentation_transforms,
+    wrap_dataset,
 )
+from flame_vision.segmentations import class_colors
 from flame_vision.transforms import build_transforms
 
 
@@ -140,7 +144,7 @@ def test_folders_that_teach_nothing(root, tmp_path):
     with pytest.raises(MissingPathError, match="no folder at"): MaskFolder(root, masks="labels")
     with pytest.raises(ConfigError, match="on_error is"): MaskFolder(root, on_error="ignore")
     with pytest.raises(ConfigError, match="class_names must be given"): MaskFolder(root, verify="none")
-    assert len(MaskFolder(root, class_names="abcd", verify="none")) == len(MaskFolder(root, class_names="abcd", verify="header")) == 8
+    assert len(MaskFolder(root, class_names=list("abcd"), verify="none")) == len(MaskFolder(root, class_names=list("abcd"), verify="header")) == 8
     for path in (root / "masks").rglob("*.png"): PIL.Image.fromarray(np.uint8(np.asarray(PIL.Image.open(path)) > 0) * 255).save(path)
     with pytest.raises(DataError, match="only 0 and 255"): MaskFolder(root)
     assert MaskFolder(root, ignore_index=None, class_names=[str(i) for i in range(256)])[0][1].max() == 255
@@ -152,11 +156,11 @@ def test_a_photo_that_is_turned_has_a_mask_that_is_turned(tmp_path):
     exif[0x0112] = 6
     PIL.Image.new("RGB", (20, 10)).save(tmp_path / "images" / "a.jpg", exif=exif)
     PIL.Image.fromarray(np.eye(20, 10, dtype=np.uint8)).save(tmp_path / "masks" / "a.png")
-    for verify in ("decode", "header"): assert not scan_masks(tmp_path, class_names="ab", verify=verify).problems
+    for verify in ("decode", "header"): assert not scan_masks(tmp_path, class_names=["a", "b"], verify=verify).problems
     image, mask = MaskFolder(tmp_path)[0]
     assert image.size == (10, 20) and mask.shape == (20, 10)
     PIL.Image.fromarray(np.eye(10, 20, dtype=np.uint8)).save(tmp_path / "masks" / "a.png")
-    for verify in ("decode", "header"): assert len(scan_masks(tmp_path, class_names="ab", verify=verify).problems) == 1
+    for verify in ("decode", "header"): assert len(scan_masks(tmp_path, class_names=["a", "b"], verify=verify).problems) == 1
 
 
 def test_voc_lists(root):
@@ -246,7 +250,6 @@ def test_a_mask_folder_in_batches(root):
 
 
 def test_split_folders_are_kept(root, tmp_path):
-    import shutil
     for split in ("train", "val"):
         for folder in ("images", "masks"): shutil.copytree(root / folder, tmp_path / "ready" / split / folder)
     data = MaskFolderDataModule(tmp_path / "ready", image_size=24, num_workers=0)
@@ -278,3 +281,357 @@ def test_torchvisions_pairs():
     with pytest.raises(ConfigError, match="no pictures for 'val'"): SegmentationDataModule(Pairs(), [], class_names="abc")
     again = SegmentationDataModule(Pairs(), Pairs(), class_names="abc", num_workers=0)
     assert data.fingerprint() == again.fingerprint() != SegmentationDataModule(Pairs(), Shapes(5, 32), class_names="abcd").fingerprint()
+
+
+# Names of classes in a file, and splits in lists
+
+def test_class_names_from_a_file(root):
+    (root / "codes.txt").write_text("\ufeffnothing\r\nround\r\nflat\r\nsharp\r\n\r\n", encoding="utf-8")
+    names = ("nothing", "round", "flat", "sharp")
+    assert MaskFolder(root).class_names == scan_masks(root, verify="header").class_names == names
+    assert MaskFolderDataModule(root, num_workers=0).class_names == names
+    assert MaskFolderDataModule(root, class_names=["a", "b", "c", "d"], num_workers=0).num_classes == 4
+    shutil.copy(root / "codes.txt", root / "mine.txt")
+    (root / "codes.txt").write_text("nothing\nround\n")
+    for file in ("mine.txt", root / "mine.txt"): assert MaskFolderDataModule(root, class_names=file, num_workers=0).class_names == names
+    with pytest.raises(DataError, match="where there are 2 classes"): MaskFolderDataModule(root, num_workers=0)
+    (root / "classes.txt").write_text("a\n\nb\n")
+    with pytest.raises(ConfigError, match="classes.txt and codes.txt"): MaskFolder(root)
+    with pytest.raises(DataError, match="line 2 of .* is empty"): MaskFolder(root, class_names="classes.txt")
+    (root / "classes.txt").write_text("a\nb\na\n")
+    with pytest.raises(DataError, match="lists 'a' twice"): MaskFolder(root, class_names="classes.txt")
+    (root / "classes.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(DataError, match="cannot read"): MaskFolder(root, class_names="classes.txt")
+    with pytest.raises(MissingPathError, match="no list of class names"): MaskFolder(root, class_names="none.txt")
+
+
+def test_split_folders_share_the_file_above_them(root, tmp_path):
+    for split in ("train", "val"):
+        for folder in ("images", "masks"): shutil.copytree(root / folder, tmp_path / "ready" / split / folder)
+    (tmp_path / "ready" / "classes.txt").write_text("a\nb\nc\nd\n")
+    assert MaskFolderDataModule(tmp_path / "ready", num_workers=0).class_names == tuple("abcd")
+
+
+def write_lists(root, **lists):
+    (root / "lists").mkdir(exist_ok=True)
+    for split, names in lists.items(): (root / "lists" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def stems(data):
+    return [[image.removeprefix("images/").rsplit(".", 1)[0] for image, _ in data.datasets[s].data.files] for s in ("train", "val", "test")]
+
+
+def test_lists_are_kept_in_their_order(root, monkeypatch):
+    from flame_vision.data import masks
+    looked = []
+    monkeypatch.setattr(masks, "look_at_pair", lambda *pair, look=masks.look_at_pair: looked.append(pair[1]) or look(*pair))
+    train, val = ["4", "a/1 é", "0", "6"], ["a/7 é", "2"]
+    write_lists(root, train=train, val=val)
+    for lists in ("lists", root / "lists"):
+        looked.clear()
+        data = MaskFolderDataModule(root, lists=lists, image_size=24, num_workers=0)
+        assert len(looked) == len(set(looked)) == 6 and stems(data) == [train, val, val] and not data.held_out
+    assert MaskFolderDataModule.from_config(data.config).fingerprint() == data.fingerprint()
+    write_lists(root, test=["a/5 é"])
+    data = MaskFolderDataModule(root, lists="lists", num_workers=0)
+    assert stems(data) == [train, val, ["a/5 é"]] and data.held_out
+    write_lists(root, test=["unknown", "secret"])  # a benchmark that keeps its masks
+    assert stems(MaskFolderDataModule(root, lists="lists", num_workers=0)) == [train, val, val]
+
+
+def test_classes_are_counted_in_all_lists_together(root):
+    for name in ("0", "2"): PIL.Image.fromarray(np.eye(32, dtype=np.uint8)).save(root / "masks" / f"{name}.png")
+    write_lists(root, train=["0", "2"], val=["4", "6"])
+    PIL.Image.fromarray(5 * np.eye(32, dtype=np.uint8)).save(root / "masks" / "4.png")
+    data = MaskFolderDataModule(root, lists="lists", num_workers=0)
+    assert data.num_classes == 6 and {data.datasets[s].data.class_names for s in ("train", "val")} == {tuple("012345")}
+
+
+def test_all_that_is_wrong_with_lists(root):
+    write_lists(root, train=["0", "2", "0", "4", "nobody", "6"], val=["4", "a/3 é", "a/5 é"], test=["a/5 é", "a/1 é"])
+    (root / "masks" / "6.png").unlink()
+    (root / "images" / "2.bmp").write_bytes(b"BM no")
+    wanted = {"train.txt: lists '0' 2 times", "train.txt: lists '4', which val.txt lists too", "val.txt: lists 'a/5 é', which test.txt lists too",
+              "images/6.jpg: no mask of this name in 'masks'", "nobody: no picture in 'images' and no mask in 'masks' of this name"}
+    with pytest.raises(DataError, match="has 6 problems") as caught: MaskFolderDataModule(root, lists="lists", num_workers=0)
+    assert all(line in str(caught.value) for line in wanted) and "images/2.bmp: " in str(caught.value)
+    with pytest.warns(UserWarning, match="6 problems") as warned:
+        data = MaskFolderDataModule(root, lists="lists", on_error="skip", num_workers=0)
+    assert len(warned) == 1 and stems(data) == [["0"], ["4", "a/3 é"], ["a/5 é", "a/1 é"]]
+
+
+def test_lists_that_leave_nothing(root):
+    make = lambda **o: MaskFolderDataModule(root, lists="lists", num_workers=0, **o)  # noqa: E731
+    with pytest.raises(MissingPathError, match="no folder of lists"): make()
+    write_lists(root, train=["0", "nobody"])
+    with pytest.raises(DataError, match="2 problems: lists/val.txt: no such list; nobody"): make()
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="has no pair for 'val' .*val.txt: no such list"): make(on_error="skip")
+    write_lists(root, train=["0"], val=[])
+    with pytest.raises(DataError, match="has no pair for 'val'"): make()
+    (root / "lists" / "val.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot read"): make()
+    with pytest.raises(MissingPathError, match="no folder at"): MaskFolderDataModule(root / "nowhere", lists="lists")
+
+
+# torchvision's data sets, from files that are drawn here
+
+def draw(folder, names, numbers, suffix="png", size=40, mode="L"):
+    "Pictures in one folder, masks with these numbers for ground, circle, square and triangle in another; a rim of the last number."
+    images, masks, of_image, of_mask = folder
+    images.mkdir(parents=True, exist_ok=True), masks.mkdir(parents=True, exist_ok=True)
+    for i, (name, (image, mask)) in enumerate(zip(names, Shapes(len(names), size, seed=5))):
+        found = np.array(numbers[:4], np.uint8)[mask[: size - i].numpy()]
+        found[:2] = numbers[4]
+        v2.functional.to_pil_image(image[:, : size - i]).save(images / of_image.format(name))
+        made = PIL.Image.fromarray(found)
+        if mode == "P": made.putpalette(list(range(255, -1, -1)) * 3)
+        made.save(masks / of_mask.format(name))
+
+
+VOC_NUMBERS, VOC_TRAIN, VOC_VAL = (0, 1, 15, 20, 255), ["2007_9", "2011_3", "2008_5"], ["2009_1", "2007_2"]
+
+
+@pytest.fixture
+def voc(tmp_path):
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    draw((base / "JPEGImages", base / "SegmentationClass", "{}.jpg", "{}.png"), VOC_TRAIN + VOC_VAL, VOC_NUMBERS, mode="P")
+    PIL.Image.new("RGB", (9, 9)).save(base / "JPEGImages" / "2012_0.jpg")
+    (base / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for split, names in dict(train=VOC_TRAIN, val=VOC_VAL, trainval=VOC_TRAIN + VOC_VAL).items():
+        (base / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return tmp_path
+
+
+def read(path): return torch.from_numpy(np.array(PIL.Image.open(path)).astype(np.int64))
+
+
+def test_voc_is_torchvisions(voc):
+    base = voc / "VOCdevkit" / "VOC2012"
+    for root in (voc, voc / "VOCdevkit", base, str(base)):
+        data = VOCSegmentationDataModule(root, image_size=24, num_workers=0)
+        for split in ("train", "val"):
+            theirs, ours = datasets.VOCSegmentation(voc, year="2012", image_set=split, download=False), data.datasets[split].data
+            assert [tuple(os.path.relpath(f, base) for f in pair) for pair in zip(theirs.images, theirs.masks)] == ours.files
+            for (image, mask), (same, numbers) in zip(theirs, ours, strict=True):
+                assert np.array_equal(image, same) and np.array_equal(np.asarray(mask), plain(numbers).numpy())
+            assert set(torch.cat([plain(m).flatten() for _, m in ours]).tolist()) <= set(VOC_NUMBERS)
+    assert data.num_classes == 21 and data.class_names[15] == "person" and not data.held_out and data.ignore_index == 255
+    assert VOCSegmentationDataModule.from_config(data.config).fingerprint() == data.fingerprint()
+    assert all(isinstance(create_datamodule(name, root=voc, num_workers=0), VOCSegmentationDataModule) for name in ("voc", "pascal_voc"))
+    images, masks = next(iter(data.val_dataloader()))
+    assert images.shape[-2:] == masks.shape[-2:] and (masks == 255).any()
+
+
+def test_voc_that_cannot_be_found(voc):
+    with pytest.raises(MissingPathError, match="no folder at"): VOCSegmentationDataModule(voc / "nowhere")
+    with pytest.raises(MissingPathError, match="no Pascal VOC at"): VOCSegmentationDataModule(voc / "VOCdevkit" / "VOC2012" / "ImageSets")
+    shutil.copytree(voc / "VOCdevkit" / "VOC2012", voc / "VOCdevkit" / "VOC2007")
+    with pytest.raises(ConfigError, match="VOC2007, VOC2012; give one of them"): VOCSegmentationDataModule(voc)
+    shutil.rmtree(voc / "VOCdevkit" / "VOC2007" / "ImageSets")
+    with pytest.raises(MissingPathError, match="no folder of lists"): VOCSegmentationDataModule(voc / "VOCdevkit" / "VOC2007")
+    shutil.rmtree(voc / "VOCdevkit" / "VOC2007")
+    (voc / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2011_3.png").unlink()
+    with pytest.raises(DataError, match="2011_3.jpg: no mask"): VOCSegmentationDataModule(voc)
+    with pytest.warns(UserWarning): assert len(VOCSegmentationDataModule(voc, on_error="skip").datasets["train"]) == 2
+
+
+def test_voc_names_are_those_of_published_weights():
+    from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
+
+    from flame_vision.data.torchvision_datasets import VOC_CLASSES
+    assert VOC_CLASSES[1:] == tuple(DeepLabV3_ResNet50_Weights.DEFAULT.meta["categories"][1:]) and VOC_CLASSES[0] == "background"
+
+
+def test_voc_wrapped(voc):
+    data = datasets.VOCSegmentation(voc, year="2012", image_set="train", download=False)
+    wrapped = wrap_dataset(data)
+    assert len(wrapped) == 3 and len(wrapped.class_names) == 21 and wrap_dataset(wrapped) is wrapped
+    for (image, mask), picture, file in zip(wrapped, data.images, data.masks, strict=True):
+        assert torch.equal(plain(mask), read(file)) and isinstance(mask, tv_tensors.Mask) and np.array_equal(image, PIL.Image.open(picture))
+    val = datasets.VOCSegmentation(voc, image_set="val")
+    ways = [(data, val, None), (wrapped, wrap_dataset(val)), (wrapped, val), (datasets.wrap_dataset_for_transforms_v2(data), val)]
+    made = [SegmentationDataModule(*way, image_size=24, batch_size=2, num_workers=n) for n, way in zip((0, 2, 0, 0), ways)]
+    for other in made[1:]:
+        assert other.class_names == made[0].class_names and other.fingerprint() == made[0].fingerprint()
+        for a, b in zip(batches(made[0]), batches(other), strict=True): assert all(torch.equal(x, y) for x, y in zip(a, b))
+    again = VOCSegmentationDataModule(voc, image_size=24, batch_size=2, num_workers=0)
+    for a, b in zip(batches(made[0]), batches(again), strict=True): assert all(torch.equal(x, y) for x, y in zip(a, b))
+    raw = SegmentationDataModule(data, val, class_names=[f"c{i}" for i in range(30)], image_size=24, num_workers=0)
+    assert raw.num_classes == 30 and raw.datasets["train"].data is data
+
+
+def test_sbd_wrapped_and_together_with_voc(voc, tmp_path):
+    scipy = pytest.importorskip("scipy.io")
+    root, names = tmp_path / "sbd", ["2008_1", "2008_2"]
+    draw((root / "img", root / "cls", "{}.jpg", "{}.png"), names, (0, 3, 7, 12, 0))
+    for name in names:
+        inner = np.array([(np.array(PIL.Image.open(root / "cls" / f"{name}.png")),)], dtype=[("Segmentation", object)])
+        scipy.savemat(root / "cls" / f"{name}.mat", {"GTcls": inner})
+    (root / "train.txt").write_text("\n".join(names))
+    data = datasets.SBDataset(root, image_set="train", mode="segmentation")
+    wrapped = wrap_dataset(data)
+    for (_, mask), name in zip(wrapped, names, strict=True): assert torch.equal(plain(mask), read(root / "cls" / f"{name}.png"))
+    own = datasets.VOCSegmentation(voc)
+    both = SegmentationDataModule(torch.utils.data.ConcatDataset([own, data]), datasets.VOCSegmentation(voc, image_set="val"), num_workers=0)
+    assert len(both.datasets["train"]) == 5 and both.class_names == wrapped.class_names == wrap_dataset(own).class_names
+    assert torch.equal(both.datasets["train"].pair(4)[1], read(root / "cls" / "2008_2.png"))
+    with pytest.raises(ConfigError, match="gives 'boundaries'; make it with mode='segmentation'"): wrap_dataset(datasets.SBDataset(root))
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    for city, names, numbers in (("ulm", ["ulm_1", "ulm_0"], (7, 24, 33, 4, 0)), ("aachen", ["aachen_0"], (11, 26, 29, 23, 1))):
+        folder = tmp_path / "leftImg8bit" / "train" / city, tmp_path / "gtFine" / "train" / city
+        draw((*folder, "{}_leftImg8bit.png", "{}_gtFine_labelIds.png"), names, numbers)
+        draw((*folder, "{}_leftImg8bit.png", "{}_gtFine_instanceIds.png"), names, numbers)
+    return tmp_path
+
+
+def test_cityscapes_wrapped(cityscapes):
+    data = datasets.Cityscapes(cityscapes, split="train", mode="fine", target_type="semantic")
+    wrapped = wrap_dataset(data)
+    assert wrapped.class_names == ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+                                   "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+    scored = dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19)))  # cityscapesScripts' labels.py
+    names = ["aachen/aachen_0", "ulm/ulm_0", "ulm/ulm_1"]  # by name, however the file system lists them
+    for (image, mask), name in zip(wrapped, names, strict=True):
+        file = read(cityscapes / "gtFine" / "train" / f"{name}_gtFine_labelIds.png")
+        assert torch.equal(plain(mask), torch.tensor([scored.get(n, 255) for n in range(256)])[file]) and (plain(mask)[:2] == 255).all()
+        assert np.array_equal(image, PIL.Image.open(cityscapes / "leftImg8bit" / "train" / f"{name}_leftImg8bit.png"))
+    seen = set(torch.cat([plain(mask).flatten() for _, mask in wrapped]).tolist())
+    assert {0, 2, 255} < seen and seen & {11, 13, 18}
+    module = SegmentationDataModule(data, data, image_size=24, num_workers=0)
+    assert module.num_classes == 19 and len(batches(module)) > 0
+    for wrong in ("instance", ["semantic", "instance"], "color"):
+        with pytest.raises(ConfigError, match="make it with target_type='semantic'"): wrap_dataset(datasets.Cityscapes(cityscapes, target_type=wrong))
+    file = cityscapes / "gtFine" / "train" / "ulm" / "ulm_0_gtFine_labelIds.png"
+    PIL.Image.fromarray(np.full((40, 40), 77, np.uint8)).save(file)
+    with pytest.raises(DataError, match="picture 1 of Cityscapes cannot be used: the mask holds 77"): wrapped[1]
+    file.unlink()
+    with pytest.raises(DataError, match="picture 1 of Cityscapes cannot be used: no such file"): wrapped[1]
+
+
+@pytest.fixture
+def pets(tmp_path):
+    base = tmp_path / "oxford-iiit-pet"
+    names = ["Abyssinian_1", "beagle_2", "Bombay_3", "pug_4"]
+    draw((base / "images", base / "annotations" / "trimaps", "{}.jpg", "{}.png"), names, (2, 1, 1, 1, 3))
+    lines = [f"{name} {i + 1} {i % 2 + 1} 1\n" for i, name in enumerate(names)]
+    for split, part in dict(trainval=lines[:3], test=lines[3:]).items(): (base / "annotations" / f"{split}.txt").write_text("".join(part))
+    return tmp_path
+
+
+def test_pets_wrapped(pets):
+    data = datasets.OxfordIIITPet(pets, split="trainval", target_types="segmentation", download=False)
+    wrapped = wrap_dataset(data)
+    assert wrapped.class_names == ("background", "pet", "border") and len(wrapped) == 3
+    for (_, mask), name in zip(wrapped, ("Abyssinian_1", "beagle_2", "Bombay_3"), strict=True):
+        file = read(pets / "oxford-iiit-pet" / "annotations" / "trimaps" / f"{name}.png")
+        assert torch.equal(plain(mask), torch.tensor([99, 1, 0, 2])[file]) and (plain(mask)[:2] == 2).all()
+    train, val = torch.utils.data.random_split(data, [2, 1], torch.Generator().manual_seed(0))
+    module = SegmentationDataModule(train, val, datasets.OxfordIIITPet(pets, "test", "segmentation"), image_size=24, batch_size=2, num_workers=0)
+    assert [len(module.datasets[s]) for s in ("train", "val", "test")] == [2, 1, 1] and module.held_out and module.num_classes == 3
+    for part, split in ((train, "train"), (val, "val")):
+        for place, index in enumerate(part.indices): assert torch.equal(module.datasets[split].pair(place)[1], plain(wrapped[index][1]))
+    for wrong in (["category", "segmentation"], []):
+        data = datasets.OxfordIIITPet(pets, target_types=wrong)
+        with pytest.raises(ConfigError, match="make it with target_types='segmentation'"): wrap_dataset(data)
+    for other in ("category", "binary-category"):
+        data = datasets.OxfordIIITPet(pets, target_types=other)
+        with pytest.raises(ConfigError, match="is for classification, and this is segmentation; .* say so when it is made"):
+            SegmentationDataModule(data, data)
+
+
+def test_what_is_not_wrapped(voc, pets, tmp_path):
+    flip = v2.RandomHorizontalFlip()
+    for own in (dict(transforms=flip), dict(transform=flip), dict(target_transform=flip)):
+        data = datasets.VOCSegmentation(voc, **own)
+        for make in (lambda: wrap_dataset(data), lambda: SegmentationDataModule(data, data),  # noqa: B023
+                     lambda: wrap_dataset(torch.utils.data.Subset(data, [0]))):  # noqa: B023
+            with pytest.raises(ConfigError, match="has transforms of its own.*train_transforms"): make()
+    for data in (Shapes(4, 40), datasets.FakeData(3)):
+        with pytest.raises(ConfigError, match="no reading is registered for .* give the data module its class_names"): wrap_dataset(data)
+    with pytest.raises(ConfigError, match="give class_names"): SegmentationDataModule(datasets.FakeData(3), datasets.FakeData(3))
+    own, other = datasets.VOCSegmentation(voc), datasets.OxfordIIITPet(pets, target_types="segmentation")
+    with pytest.raises(ConfigError, match="name their classes differently"): wrap_dataset(torch.utils.data.ConcatDataset([own, other]))
+    with pytest.raises(ConfigError, match="'val' calls its classes background, pet, border"): SegmentationDataModule(own, other)
+    with pytest.raises(ConfigError, match="VOCSegmentation is for segmentation, and this is detection"):
+        from flame_vision.data.torchvision_datasets import wrap_known
+        wrap_known(own, "detection")
+
+
+def test_a_reading_of_ones_own(voc):
+    from flame_vision.data.torchvision_datasets import Numbers, Reading, reading_of
+
+    class Fruit(torch.utils.data.Dataset):
+        def __len__(self): return 2
+        def __getitem__(self, i): return PIL.Image.new("RGB", (30, 20)), np.full((20, 30), 10 * i + 10, np.uint8)
+
+    @reading_of.register(Fruit)
+    def read_fruit(data): return Reading("segmentation", ("apple", "pear"), Numbers(((10, 0), (20, 1))))
+
+    data = SegmentationDataModule(Fruit(), Fruit(), image_size=20, num_workers=0)
+    assert data.class_names == ("apple", "pear") and [int(data.datasets["train"].pair(i)[1].unique()) for i in (0, 1)] == [0, 1]
+
+    class Voc(datasets.VOCSegmentation): pass
+    assert len(wrap_dataset(Voc(voc)).class_names) == 21
+
+
+# What is seen of a batch
+
+def folder_of_colours(root):
+    for name in ("red", "green"):
+        (root / name).mkdir(parents=True)
+        for i in range(4): PIL.Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8)).save(root / name / f"{name}{i}.png")
+    return create_datamodule("folder", root=root, image_size=32, fractions=(0.5, 0.25, 0.25), num_workers=0)
+
+
+MODULES = {"digits": lambda root, voc, path: create_datamodule("digits", image_size=24),
+           "folder": lambda root, voc, path: folder_of_colours(path / "colours"),
+           "shapes": lambda root, voc, path: create_datamodule("shapes", image_size=32, lengths=(9, 5, 5)),
+           "masks": lambda root, voc, path: create_datamodule("masks", root=root, class_names=["rest", "ball", "box", "tent"], image_size=24,
+                                                              num_workers=0),
+           "voc": lambda root, voc, path: create_datamodule("voc", root=voc, image_size=24, num_workers=0),
+           "pairs": lambda root, voc, path: SegmentationDataModule(Pairs(), Pairs(), class_names="abc", image_size=20, num_workers=0)}
+
+
+def seen(figure): return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
+
+
+def picture(data, image):
+    mean, std = (torch.tensor(x)[:, None, None] for x in data.normalization)
+    return (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def test_every_data_module_is_drawn(): assert set(list_datasets()) == set(MODULES) - {"pairs"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_show_batch(name, root, voc, tmp_path):
+    data = MODULES[name](root, voc, tmp_path)
+    size = min(4, *map(len, data.datasets.values()))
+    masked = getattr(data, "task", "classification") == "segmentation"
+    frames = seen(figure := data.show_batch("val", size, columns=size))
+    assert len(frames) == size * (1 + masked) and len(figure._repr_png_()) > 1000
+    samples = [data.datasets["val"][i] for i in range(len(data.datasets["val"]))]
+    numbers = set()
+    for place, frame in enumerate(frames[:size]):
+        tones = 1 / 255 if masked else 1e-5
+        same = [i for i, (x, _) in enumerate(samples) if picture(data, x).shape == frame.shape[:2] + (3,)
+                and np.abs(picture(data, x) - frame / (255 if frame.dtype == np.uint8 else 1)).max() <= tones]
+        assert same, "a frame that is no picture of the data"
+        if not masked:
+            assert figure.axes[place].get_title() in {data.class_names[int(samples[i][1])] for i in same}
+            continue
+        mask = samples[same[0]][1].numpy()
+        numbers |= set(mask.flatten().tolist())
+        colours = np.vstack([class_colors(255), [[255] * 3]])[mask] / 255
+        assert np.abs(np.where((mask == 0)[..., None], frame, colours) - frames[size + place]).max() < 1e-3
+    if masked:
+        words = {t.get_text() for t in figure.legends[0].get_texts()}
+        assert words == {"not counted" if n == 255 else data.class_names[n] for n in numbers}
+    train = seen(data.show_batch("train", size))
+    assert len(train) == len(frames) and all(np.array_equal(a, b) for a, b in zip(train, seen(data.show_batch("train", size))))
+    data.datasets["train"].transform = data.eval_transforms
+    plainly = [picture(data, data.datasets["train"][i][0]) for i in range(min(100, len(data.datasets["train"])))]
+    assert not any(p.shape == f.shape and np.abs(p - f).max() < 0.01 for p in plainly for f in train[:size]), "not augmented"

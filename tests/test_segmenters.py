@@ -19,7 +19,7 @@ from torchvision.models import segmentation as tv
 
 from flame_vision.architectures import Segmenter
 from flame_vision.backbones import create_backbone
-from flame_vision.core import ConfigError, ShapeError, UnknownNameError
+from flame_vision.core import ConfigError, DataError, ShapeError, UnknownNameError, WeightsError
 from flame_vision.core.weights import export_weights, load_weights
 from flame_vision.heads import SegmentationHead, create_head, list_heads
 from flame_vision.models import create_model, list_models
@@ -235,15 +235,59 @@ def test_slips_say_what_to_do(colours):
     with pytest.raises(ShapeError): create_model(backbone="resnet18", head="fcn").get_output_shape([1, 4, 64, 64])
 
 
+NECKS = {"fpn": {"norm": "batch"}, "pan": {}, "fpn with P6 and P7": {"extra_levels": "p6p7"}, "pan with P6": {"extra_levels": "pool"}}
+
+
+QUICK = ("fpn", "convnext"), ("pan with P6", "swin")
+
+
+@pytest.mark.parametrize("neck, family", [pytest.param(neck, family, marks=() if (neck, family) in QUICK else pytest.mark.slow)
+                                          for neck in NECKS for family in ("convnext", "swin", "pyramid", "resnet", "vit")])
+def test_every_head_learns_behind_every_neck(neck, family):
+    "A neck by name gives what its head reads: no parameter of backbone, neck or head is left without a gradient."
+    neck = {"name": neck.split()[0], "arguments": {"out_channels": 16, **NECKS[neck]}}
+    for head in list_heads():
+        torch.manual_seed(0)
+        more = {"unet": {"decoder_channels": [16] * 7}, "classifier": {}, "mlp": {}}.get(head, {"hidden_channels": 16})
+        model = create_model(backbone=BACKBONES[family], neck=neck, head={"name": head, "arguments": more}, num_classes=5).train()
+        x, dense = torch.randn(2, 3, 70, 90), model.head.task == "segmentation"
+        scores = model(x)
+        assert list(scores.shape) == model.get_output_shape([2, 3, 70, 90]) == ([2, 5, 70, 90] if dense else [2, 5]), head
+        nn.functional.cross_entropy(scores, torch.randint(0, 5, (2, 70, 90) if dense else (2,))).backward()
+        bad = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert not bad, (family, head, bad[:5])
+        assert model.neck.levels == (model.head.stages if dense else model.neck.levels[-1:])
+        again = create_model(config=model.config)
+        assert again.config == model.config and again.state_dict().keys() == model.state_dict().keys()
+
+
 @pytest.mark.parametrize("neck", ["fpn", "pan"])
 def test_a_neck_between(neck):
-    model = create_model(backbone="resnet18", neck={"name": neck, "arguments": {"out_channels": 32}}, head="fcn", auxiliary="fcn", num_classes=4)
-    assert model.head.in_channels == (32,) and model.head.stages == (1,) and model.auxiliary.in_channels == (256,)
+    described = {"name": neck, "arguments": {"out_channels": 32}}
+    model = create_model(backbone="resnet18", neck=described, head="fcn", auxiliary="fcn", num_classes=4)
+    assert model.head.in_channels == (32,) and model.head.stages == model.neck.levels == (1,) and model.auxiliary.in_channels == (256,)
     out = model.train()(torch.randn(2, 3, 70, 90))
     (out["out"].square().mean() + out["aux"].square().mean()).backward()
-    unread = {name for name, p in model.named_parameters() if p.grad is None}
-    assert all(name.startswith(("neck.outputs.", "neck.ways.")) and not name.startswith("neck.outputs.1.") for name in unread), unread
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
     assert create_model(config=model.config).config == model.config
+
+
+def test_who_says_which_levels_come_out():
+    "Nobody: the head does. The configuration, null included, or an object: they stay as they are."
+    def levels(neck, head="fcn"): return create_model(backbone="resnet18", neck=neck, head=head, num_classes=3).neck.levels
+    def said(levels): return {"name": "fpn", "arguments": {"out_channels": 8, "levels": levels}}
+    assert levels("fpn") == (1,) and levels("pan", {"name": "fcn", "arguments": {"stages": [3]}}) == (3,)
+    assert levels(said([1, 2])) == (1, 2) and levels(said(None)) == levels(FPN(out_channels=8)) == (1, 2, 3, 4)
+    assert levels("fpn", "upernet") == (1, 2, 3, 4) and levels("fpn", "deeplabv3plus") == (1, 4) and levels("fpn", "classifier") == (4,)
+    assert levels("fpn", Own()) == (1, 2, 3, 4)
+    with pytest.raises(ConfigError, match=r"levels=\[1, 6\], and there is no level 6; there are \(1, 2, 3, 4\)"): levels(said([1, 6]))
+    with pytest.raises(ConfigError, match="head 'fcn' wants stage 7, and there are"): levels("fpn", {"name": "fcn", "arguments": {"stages": [7]}})
+    with pytest.raises(ConfigError, match="head 'fcn' wants stage 1, and there are"): levels(said([2]), {"name": "fcn", "arguments": {"stages": [1]}})
+    whole = FPN([64, 128, 256, 512], 8, stages=(1, 2, 3, 4), levels=(3,))
+    model = create_model(backbone="resnet18", neck=whole, head="fcn", num_classes=3)
+    assert model.neck is whole and [m.stage for m in model.feature_info] == [3, 4]
+    again = create_model(config=model.config)
+    assert again.config == model.config and again.state_dict().keys() == model.state_dict().keys()
 
 
 def test_another_last_layer_keeps_the_rest():
@@ -273,10 +317,60 @@ def test_a_head_made_by_hand_is_made_again(head):
 @pytest.mark.parametrize("neck", [lambda: FPN(out_channels=16), lambda: {"name": "fpn", "arguments": {"out_channels": 16}}])
 def test_a_neck_made_by_hand_is_told_its_widths(neck):
     model = create_model(backbone="resnet18", neck=neck(), head=create_head("fcn", in_channels=16, num_classes=3)).eval()
-    assert sum(p.numel() for p in model.neck.parameters()) and model.neck.stages == (1, 2, 3, 4)
+    assert sum(p.numel() for p in model.neck.parameters()) and model.neck.stages == ((4,) if isinstance(neck(), dict) else (1, 2, 3, 4))
     again, x = create_model(config=model.config).eval(), torch.randn(1, 3, 64, 64)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("head", ["classifier", "fcn"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gray_picture_is_gray_in_every_form(channels, head, tmp_path):
+    "One answer for a picture however it comes, with transforms of one's own that say nothing of colours."
+    model = create_model(backbone="resnet18", head=head, num_classes=3, in_channels=channels).eval()
+    model.preprocessing = whole_image_transforms(None, [0.5] * channels, [0.2] * channels)
+    gray = np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)
+    PIL.Image.fromarray(gray).save(tmp_path / "gray.png")
+    forms = [PIL.Image.fromarray(gray), gray, gray[..., None], torch.from_numpy(gray), torch.from_numpy(gray)[None], tmp_path / "gray.png",
+             PIL.Image.fromarray(gray.astype(np.uint16) * 257), PIL.Image.fromarray(gray).convert("RGB"), np.repeat(gray[..., None], 3, 2)]
+    first, *others = model.predict(forms, batch_size=1)
+    assert all(torch.equal(first.scores, other.scores) for other in others) and first.scores.std() > 1e-3
+    colours = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (3, 40, 50), np.uint8))
+    a, b = model.predict([colours, PIL.Image.fromarray(colours.permute(1, 2, 0).numpy())])
+    torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-2)  # torchvision rounds gray down, Pillow to the nearest
+    for wrong in (torch.zeros(40, 50, 3), torch.zeros(1, 1, 3, 40, 50), torch.zeros(3), torch.zeros(3, 0, 4)):
+        with pytest.raises(DataError, match=r"picture 1 is a tensor \[.*\[height, width\] for a gray one"): model.predict([gray, wrong])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_one_number_per_channel_is_refused_in_our_words(head):
+    "A training batch of one picture that ends as one pixel, whichever part meets it."
+    swin, narrow = BACKBONES["swin"], {"unet": {"decoder_channels": [8] * 4}}.get(head, {"hidden_channels": 8})
+    fpn = {"name": "fpn", "arguments": {"out_channels": 16, "norm": "batch"}}
+    for backbone, neck, where in (("resnet18", None, "cannot be trained"), (swin, fpn, "FPN.laterals.4.norm is a norm that cannot be trained")):
+        model = create_model(backbone=backbone, neck=neck, head={"name": head, "arguments": narrow}, num_classes=3).train()
+        with pytest.raises(ShapeError, match=f"{where}.*drop_last=True"): model(torch.randn(1, 3, 8, 8))
+        model.eval()(torch.randn(1, 3, 8, 8))
+    stages = (4,) if head in ("fcn", "deeplabv3") else (3, 4)
+    strides = {"strides": [32] * 2, "decoder_channels": [8] * 5} if head == "unet" else {}
+    alone = create_head(head, in_channels=[8] * len(stages), num_classes=3, **{**narrow, **strides})
+    maps = {s: torch.randn(1, 8, 1, 1) for s in stages}
+    with pytest.raises(ShapeError, match="cannot be trained with"): alone.train()(maps)
+
+
+@pytest.mark.parametrize("published", ["deeplabv3_resnet50", "fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
+def test_the_file_of_another_head_is_called_by_its_name(published):
+    with torch.device("meta"): theirs = getattr(tv, published)(weights=None, weights_backbone=None).state_dict()
+    theirs = {k: torch.zeros(t.shape) for k, t in theirs.items()}
+    backbone = "mobilenetv3_large_100" if "mobilenet" in published else "resnet50"
+    says = "nothing here takes them" if "lraspp" in published else rf"create_model\('{published}'\) takes them"
+    with torch.device("meta"): models = {head: create_model(backbone=backbone, head=head) for head in HEADS if head != published.split("_")[0]}
+    whole = f"torchvision's {published}, and this model's head is a .*Head; {says}"
+    for model in models.values():
+        for given in (theirs, {f"module.{k}": t for k, t in theirs.items()}):
+            with pytest.raises(WeightsError, match=whole): load_weights(model, given)
+        with pytest.raises(WeightsError, match=says): load_weights(model, theirs, layout="torchvision")
+    with pytest.raises(WeightsError, match="torchvision has no segmenter with a UNetHead"): export_weights(models["unet"], "torchvision")
 
 
 def test_several_threads_ask_a_model_in_training():

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .base import BaseArchitecture, register_architecture
-from .compose import BackboneControls, ComposedWeights, build_for, build_head, build_neck, check_task, deepest
-from .compose import head_class, levels_of
+from .compose import BackboneControls, ComposedWeights, NeckPlan, build_for, build_head, check_task, deepest
+from .compose import head_class
 from ..backbones.base import BACKBONES
+from ..blocks.grid_pool import tells_one_value
 from ..core.deferred import stepped_outside
 from ..core.errors import ConfigError
 from ..core.shapes import TensorSpec, get_output_specs
@@ -113,6 +114,7 @@ class ClassifierForward:
     neck: Any
     head: Any
 
+    @tells_one_value
     def forward(self,
         x: Float[Tensor, "b c h w"],    # Images
         return_attention: bool = False, # Whether to give the backbone's attention weights too
@@ -168,10 +170,11 @@ class Classifier(ClassifierForward, ClassifierMixin, ComposedWeights, BaseArchit
         check_task(head, "classification")
         others = not isinstance(backbone, nn.Module) and BACKBONES.prefix_of(part_config(backbone).name) is not None
         bare = neck is not None or not classifies(head) or others and pools_itself(head)
-        self.backbone = build_for(backbone, (-1,) if neck is None else levels_of(neck), in_channels=in_channels, features_only=bare)
+        plan = NeckPlan(neck, (lambda levels: levels[-1:]) if classifies(head) else None)
+        self.backbone = build_for(backbone, (-1,) if neck is None else plan.pick, in_channels=in_channels, features_only=bare)
         self.provenance = getattr(self.backbone, "provenance", None)
         with stepped_outside(): maps = () if neck is None else maps_of(self.backbone)
-        self.neck = build_neck(neck, maps)
+        self.neck = plan.build(maps)
         with stepped_outside(): facts = {} if head is None or isinstance(head, nn.Module) else self.facts(head)
         self.head = build_head(head, facts, num_classes, dropout=dropout)
 

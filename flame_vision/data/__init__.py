@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from .classification import ClassificationDataModule as ClassificationDataModule
     from .datamodules import DigitsDataModule as DigitsDataModule
     from .datamodules import ImageDataModule as ImageDataModule
     from .datamodules import ImageFolderDataModule as ImageFolderDataModule
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
     from .masks import MaskFolder as MaskFolder
     from .folders import scan_folder as scan_folder
     from .masks import scan_masks as scan_masks
-    from .segmentation import MaskFolderDataModule as MaskFolderDataModule
+    from .mask_folders import MaskFolderDataModule as MaskFolderDataModule
     from .segmentation import SegmentationDataModule as SegmentationDataModule
     from .segmentation import ShapesDataModule as ShapesDataModule
     from .segmentation import segmentation_transforms as segmentation_transforms
     from .shapes import Shapes as Shapes
     from .datasets import stratified_split as stratified_split
+    from .voc import VOCSegmentationDataModule as VOCSegmentationDataModule
+    from .torchvision_datasets import wrap_dataset as wrap_dataset
 
-CATALOGUE_MODULES = ("datamodules", "segmentation")
+CATALOGUE_MODULES = ("datamodules", "segmentation", "mask_folders", "voc")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -140,6 +140,7 @@ def normalization_of(
 class ImageDataModule(Configurable, LightningDataModule):
     "Base of the data modules. A subclass sets `datasets`, `class_names`, the transforms and `picture_shapes`."
     catalogue = DATASETS
+    task = "classification"                                 # What can be learned from it
     held_out = True                                         # Whether the test pictures are others than those of validation
     class_names: tuple[str, ...]                            # Of the labels, in order
     picture_shapes: Sequence[Sequence[int]]                 # Of pictures as they may come, before the transforms

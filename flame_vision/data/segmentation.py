@@ -4,13 +4,10 @@
 
 # %% auto #0
 __all__ = ['RandomScaleCrop', 'query_size', 'segmentation_transforms', 'MaskPairs', 'pad_together', 'PadCollate',
-           'SegmentationDataModule', 'painted', 'fingerprint_of', 'ShapesDataModule', 'MaskFolderDataModule',
-           'mask_splits']
+           'SegmentationDataModule', 'painted', 'add_legend', 'fingerprint_of', 'ShapesDataModule']
 
 # %% ../../nbs/data/512_segmentation.ipynb #bbe4cb0d
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
@@ -22,13 +19,15 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 from ..core.errors import ConfigError, DataError, ShapeError
 from .datamodules import EpochSeeded, ImageDataModule, fixed_shape, register_dataset
-from .datasets import SPLITS, shares
-from .folders import SPLIT_FOLDERS, digest
-from .masks import MaskFolder, mask_numbers, scan_masks, settle_masks
+from .folders import digest
+from .masks import mask_numbers
 from .shapes import Shapes
-from ..plots import pixels, show_images
+from .torchvision_datasets import described, given_splits, names_for
+from ..parts import Unwritten
+from ..plots import INK, MUTED, pixels, show_images
 from ..preprocessing import whole_image_transforms
-from ..segmentations import paint
+from ..schemas import PartConfig
+from ..segmentations import class_colors, paint
 from ..transforms import (IMAGENET_MEAN, IMAGENET_STD, RGB, Compose, Normalize, RandomHorizontalFlip, ToTensor, Transform,
     build_transforms, crop_size, register_transform)
 
@@ -48,7 +47,8 @@ class RandomScaleCrop(Transform):
     ):
         super().__init__()
         self.size, self.scale, self.ignore_index = crop_size(size), tuple(scale), ignore_index
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]: raise ConfigError(f"scale is a smallest and a largest factor, got {scale}")
+        if len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]: return
+        raise ConfigError(f"scale is a smallest and a largest factor, got {scale}")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         h, w = query_size(flat_inputs)
@@ -110,7 +110,8 @@ class MaskPairs(Dataset):
         if isinstance(image, PIL.Image.Image): image = RGB()(image)
         try: mask = mask_numbers(mask)
         except DataError as e: raise DataError(f"pair {index}: {e}") from None
-        if tuple(TF.get_size(image)) != tuple(mask.shape): raise DataError(f"pair {index}: a mask of {list(mask.shape)} for a picture of {TF.get_size(image)}")
+        if tuple(TF.get_size(image)) != tuple(mask.shape):
+            raise DataError(f"pair {index}: a mask of {list(mask.shape)} for a picture of {TF.get_size(image)}")
         if (bad := ((mask < 0) | (mask >= self.num_classes)) & (mask != self.ignore_index)).any():
             raise DataError(f"pair {index}: the mask holds class {int(mask[bad][0])}, where there are {self.num_classes} classes")
         return image, mask
@@ -139,12 +140,14 @@ class PadCollate:
 
 # %% ../../nbs/data/512_segmentation.ipynb #213738bc
 class SegmentationDataModule(ImageDataModule):
-    "Loaders for any data sets of (picture, mask). Raises: ConfigError."
+    "Loaders for any data sets of (picture, mask), torchvision's among them. Raises: ConfigError."
+    task = "segmentation"
+
     def __init__(self,
         train: Any,                                     # Gives (picture, mask), without transforms of its own
         val: Any,                                       # The same, for validation
         test: Any = None,                               # The same, for the test; `val` serves for both when None
-        class_names: Sequence[str] | None = None,       # Of the numbers in the masks, from 0; those of `train` by default
+        class_names: Sequence[str] | None = None,       # Of the numbers in the masks as they are, from 0; those of `train` by default
         image_size: int | Sequence[int] = 480,          # Of training: side of a square, or (height, width); the shorter side in evaluation
         batch_size: int = 8,                            # Pictures in a batch
         train_transforms: Any = None,                   # Joint transforms or their configuration; `segmentation_transforms` by default
@@ -158,13 +161,9 @@ class SegmentationDataModule(ImageDataModule):
         pin_memory: bool | None = None,                 # Page-locked batches; where there is a GPU, when None
     ):
         super().__init__(batch_size, num_workers, seed, pin_memory)
-        names = class_names if class_names is not None else getattr(train, "class_names", None)
-        if names is None: raise ConfigError(f"{type(train).__name__} does not say what its classes are called; give class_names")
-        if len(names) < 2: raise ConfigError(f"a segmenter tells at least two classes apart, got class_names={list(names)}")
-        self.class_names, self.ignore_index, self.held_out = tuple(map(str, names)), ignore_index, test is not None
+        whole = given_splits(train, val, test, self.task, class_names)
+        self.class_names, self.ignore_index, self.held_out = names_for(whole, class_names), ignore_index, test is not None
         self.picture_shapes = [[3, 480, 640], [3, 301, 199]]
-        whole = {"train": train, "val": val, "test": val if test is None else test}
-        if empty := [split for split, data in whole.items() if not len(data)]: raise ConfigError(f"no pictures for {' and '.join(map(repr, empty))}")
         self.datasets = {split: MaskPairs(data, self.num_classes, ignore_index) for split, data in whole.items()}
         self.use_transforms(train_transforms or segmentation_transforms(image_size, True, mean, std, scale, ignore_index=ignore_index),
                             eval_transforms or segmentation_transforms(image_size, False, mean, std))
@@ -175,18 +174,31 @@ class SegmentationDataModule(ImageDataModule):
         self.train_shape = self.input_shape = fixed_shape(self.train_transforms, self.picture_shapes)
         for split, data in self.datasets.items(): data.transform = self.train_transforms if split == "train" else self.eval_transforms
 
+    @property
+    def config(self) -> PartConfig:
+        "Name and arguments; a data set that was given is described, and `from_config` asks for it. Raises: ConfigError."
+        for split, data in self.datasets.items():
+            if isinstance(self._arguments.get(split), Unwritten): self._arguments[split] = described(data.data)
+        return super().config
+
     def loader(self, split: str) -> DataLoader:
         "Batches of pictures and masks of one split."
         made = super().loader(split)
         made.collate_fn = PadCollate(self.ignore_index)
         return made
 
-    def show_batch(self, split: str = "train", count: int = 6, **options: Any) -> "Figure":
-        "The first pictures as a model gets them, and below each its mask over it."
+    def show_batch(self,
+        split: str = "train", # Which pictures: `"train"` shows them augmented
+        count: int = 6,       # How many at most
+        **options: Any,       # For `show_images`: `columns`, `size`
+    ) -> "Figure":
+        "The first pictures as a model gets them, below each its mask over it, and the classes that are to be seen."
         order = torch.randperm(len(self.datasets[split]), generator=torch.Generator().manual_seed(self.seed)).tolist()[:count]
         data = EpochSeeded(self.datasets[split], self.seed)
-        views = [painted(*data[i], *self.normalization) for i in order]
-        return show_images([view for pair in zip(*views) for view in pair], **{"columns": len(views), **options})
+        pairs = [(image, mask.where(mask != self.ignore_index, 255)) for image, mask in map(data.__getitem__, order)]
+        views = [painted(*pair, *self.normalization) for pair in pairs]
+        figure = show_images([view for row in zip(*views) for view in row], **{"columns": len(views), **options})
+        return add_legend(figure, torch.cat([mask.flatten() for _, mask in pairs]), self.class_names)
 
     def fingerprint(self) -> str:
         "SHA-256 of pictures, masks and class names. Data sets that have no `fingerprint` of their own are read to their end."
@@ -203,6 +215,26 @@ def painted(
     view = (pixels(image, mean, std) * 255).round().astype(np.uint8)  # (h, w, c)
     picture = PIL.Image.fromarray(view if view.shape[2] == 3 else np.repeat(view[..., :1], 3, 2))
     return picture, paint(mask, picture, 1.0, (0,))
+
+# %% ../../nbs/data/512_segmentation.ipynb #546085da
+def add_legend(
+    figure: "Figure",           # With painted masks; grows by the lines of the legend
+    labels: Tensor,             # All numbers to be seen in it, in any shape
+    class_names: Sequence[str], # Of the numbers
+    hidden: Sequence[int] = (0,), # Classes that are left unpainted, hatched here
+) -> "Figure":
+    "Say below a figure what its colours mean: the classes that are to be seen, and no others."
+    from matplotlib.patches import Patch
+    colors = np.vstack([class_colors(255) / 255, np.ones(3)])
+    words = {n: "not counted" if n == 255 else class_names[n] for n in sorted({int(n) if 0 <= n < 255 else 255 for n in labels.unique()})}
+    def swatch(n: int): return {"facecolor": "none", "hatch": "/////"} if n in hidden else {"facecolor": colors[n]}
+    patches = [Patch(edgecolor=MUTED, linewidth=0.5, label=word, **swatch(n)) for n, word in words.items()]
+    width, height = figure.get_size_inches()
+    columns = min(len(patches), max(1, int(width / (0.35 + 0.065 * max(map(len, words.values()))))))
+    figure.set_size_inches(width, height + 0.1 + 0.17 * -(-len(patches) // columns))
+    figure.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=8, labelcolor=INK, frameon=False,
+        handlelength=1.0, handleheight=1.0, columnspacing=1.0, borderpad=0.1)
+    return figure
 
 # %% ../../nbs/data/512_segmentation.ipynb #73af16db
 def fingerprint_of(
@@ -235,61 +267,5 @@ class ShapesDataModule(SegmentationDataModule):
     ):
         if len(lengths) != 3: raise ConfigError(f"lengths are those of training, validation and test, got {list(lengths)}")
         splits = [Shapes(length, image_size, max_shapes, 3 * seed + i) for i, length in enumerate(lengths)]
-        super().__init__(*splits, None, image_size, batch_size, train_transforms, eval_transforms, mean, std, scale, 255, seed, num_workers, pin_memory)
-
-# %% ../../nbs/data/512_segmentation.ipynb #fe552638
-@register_dataset("masks", "mask_folder")
-class MaskFolderDataModule(SegmentationDataModule):
-    "Pictures with masks in a folder: `root/images` and `root/masks`, or `root/{train,val,test}/images` and `…/masks`."
-    def __init__(self,
-        root: str | os.PathLike,                        # Folder that holds both, or split folders that do
-        images: str = "images",                         # Folder of the pictures in it
-        masks: str = "masks",                           # Folder of the masks in it
-        class_names: Sequence[str] | None = None,       # Of the numbers from 0; counted in the masks by default
-        image_size: int | Sequence[int] = 480,          # Of training: side of a square, or (height, width); the shorter side in evaluation
-        batch_size: int = 8,                            # Pictures in a batch
-        train_transforms: Any = None,                   # Joint transforms or their configuration; `segmentation_transforms` by default
-        eval_transforms: Any = None,                    # The same for evaluation, of whole pictures
-        mean: Sequence[float] = IMAGENET_MEAN,          # One for each channel
-        std: Sequence[float] = IMAGENET_STD,            # One for each channel
-        scale: Sequence[float] = (0.5, 2.0),            # Smallest and largest shorter side in training, as parts of the size
-        ignore_index: int = 255,                        # Number of the pixels that do not count
-        fractions: Sequence[float] = (0.8, 0.1, 0.1),   # Parts of the splits that have no folder
-        seed: int = 0,                                  # Of split, order and augmentation
-        on_error: str = "raise",                        # `"raise"` refuses a folder with problems, `"skip"` leaves out what is broken
-        verify: str = "decode",                         # `"decode"` reads every pixel beforehand, `"header"` sizes, `"none"` nothing
-        num_workers: int | None = None,                 # Processes that read pictures; one per CPU, eight at most, when None
-        pin_memory: bool | None = None,                 # Page-locked batches; where there is a GPU, when None
-    ):
-        splits = mask_splits(root, images, masks, class_names, ignore_index, fractions, seed, on_error, verify)
-        super().__init__(*splits, None, image_size, batch_size, train_transforms, eval_transforms, mean, std, scale, ignore_index, seed,
+        super().__init__(*splits, None, image_size, batch_size, train_transforms, eval_transforms, mean, std, scale, 255, seed,
             num_workers, pin_memory)
-
-# %% ../../nbs/data/512_segmentation.ipynb #285cb62f
-def mask_splits(
-    root: str | os.PathLike,            # The data set
-    images: str,                        # Folder of the pictures
-    masks: str,                         # Folder of the masks
-    class_names: Sequence[str] | None,  # Of the numbers
-    ignore_index: int,                  # Number of the pixels that do not count
-    fractions: Sequence[float],         # Parts of training, validation and test
-    seed: int,                          # Of the split
-    on_error: str,                      # `"raise"` or `"skip"`
-    verify: str,                        # How thoroughly to look
-) -> list[MaskFolder | None]:           # Training, validation, and test where there is one
-    "The three parts of a folder: its own, or drawn by a seed. Raises: MissingPathError, DataError, ConfigError."
-    if abs(sum(fractions) - 1) > 1e-6 or len(fractions) != 3 or min(fractions) < 0: raise ConfigError(f"fractions are three parts that add up to 1, got {list(fractions)}")
-    own = {SPLIT_FOLDERS[e.name.lower()]: e.path for e in os.scandir(root) if e.name.lower() in SPLIT_FOLDERS and e.is_dir()} if os.path.isdir(root) else {}
-    def look(folder: Any, names: Any): return settle_masks(scan_masks(folder, images, masks, names, ignore_index, None, verify), on_error)
-    if {"train", "val"} <= set(own):
-        first = look(own["train"], class_names)
-        reports = [first, *(look(own[split], first.class_names) for split in SPLITS[1:] if split in own)]
-    else:
-        whole = look(root, class_names)
-        order = np.random.default_rng(seed).permutation(len(whole.files))
-        parts = np.split(order, np.cumsum(shares(len(order), fractions))[:-1])
-        reports = [replace(whole, files=[whole.files[i] for i in sorted(part.tolist())]) for part in parts]
-        if not reports[2].files: reports.pop()
-        if not all(report.files for report in reports): raise DataError(f"{whole.root!r}: {len(whole.files)} pictures are too few for training and validation")
-    found = [MaskFolder(report.root, ignore_index=ignore_index, report=report) for report in reports]
-    return [*found, *[None] * (3 - len(found))]

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'VOID', 'IGNORED', 'register_loss', 'BaseLoss', 'no_class', 'check_labels', 'at_hand', 'widened', 'ratio',
-           'check_weights', 'check_number', 'LabelLoss', 'CrossEntropyLoss', 'FocalLoss', 'DiceLoss',
+           'check_weights', 'check_number', 'check_scores', 'LabelLoss', 'CrossEntropyLoss', 'FocalLoss', 'DiceLoss',
            'BinaryCrossEntropyLoss']
 
 # %% ../../nbs/heads/310_losses.ipynb #18e3ab40
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
@@ -90,9 +90,10 @@ def check_weights(
 ) -> Tensor | None:
     "Weights of classes as a tensor. Raises: ConfigError."
     if weights is None: return None
-    found = torch.as_tensor(weights, dtype=torch.float32)
-    if found.ndim == 1 and len(found) and (found >= 0).all() and found.isfinite().all(): return found
-    raise ConfigError(f"{name} are numbers of at least 0, one for each class, got {weights!r}")
+    try: found = torch.as_tensor(weights, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError): found = torch.empty(0)
+    if found.ndim == 1 and len(found) and (found >= 0).all() and found.isfinite().all() and found.any(): return found
+    raise ConfigError(f"{name} are numbers of at least 0, one for each class and not all of them 0, such as [1.0, 2.5]; got {weights!r}")
 
 # %% ../../nbs/heads/310_losses.ipynb #367dbdd6
 def check_number(
@@ -102,6 +103,22 @@ def check_number(
     "Make sure that a number is finite and not below 0. Raises: ConfigError."
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
+
+# %% ../../nbs/heads/310_losses.ipynb #17256c9e
+def check_scores(
+    loss: nn.Module,    # Who asks
+    scores: Any,        # What a model gave
+    truth: Any,         # What is true
+) -> None:
+    "Make sure that scores are a tensor of numbers (b, classes, …), and that there is a tensor to compare them with. Raises: ShapeError."
+    kind = type(loss).__name__
+    if isinstance(scores, Mapping):
+        raise ShapeError(f"{kind} takes one tensor of scores, got a dict of {', '.join(map(repr, scores))}: a segmenter in training gives its auxiliary "
+                         "head's scores beside its own; call the loss for each of them")
+    for name, given in (("scores", scores), ("labels", truth)):
+        if not isinstance(given, Tensor): raise ShapeError(f"{kind} takes {name} as a tensor, got a {type(given).__name__}")
+    if scores.ndim < 2: raise ShapeError(f"{kind} takes scores (b, classes) or (b, classes, h, w), got {list(scores.shape)}")
+    if not scores.is_floating_point(): raise ShapeError(f"{kind} takes scores before the softmax or sigmoid in floating point, got {scores.dtype}")
 
 # %% ../../nbs/heads/310_losses.ipynb #a20f1751
 class LabelLoss(BaseLoss):
@@ -115,6 +132,8 @@ class LabelLoss(BaseLoss):
         weights: Sequence[float] | None = None, # A number for each class
     ):
         super().__init__()
+        if ignore_index is not None and type(ignore_index) is not int:
+            raise ConfigError(f"ignore_index is the whole number that stands for no class, or None for none, got {ignore_index!r}")
         self.ignore_index, self.weights_name = ignore_index, weights_name
         self.register_buffer("weights", check_weights(weights_name, weights), persistent=False)  # an argument, not something learnt
 
@@ -135,12 +154,16 @@ class LabelLoss(BaseLoss):
     def measure(self, scores: Tensor, labels: Tensor, kept: Bool[Tensor, "b ..."]) -> Float[Tensor, ""]:
         raise NotImplementedError(f"{type(self).__name__} must define measure(scores, labels, kept)")
 
-    def check(self, scores: Tensor, labels: Tensor) -> None:
+    def check(self, scores: Any, labels: Any) -> None:
         "Make sure that scores and labels belong together. Raises: ShapeError, DataError, ConfigError."
+        check_scores(self, scores, labels)
         kind, classes, shape = type(self).__name__, scores.shape[1], (scores.shape[0], *scores.shape[2:])
         if labels.is_floating_point():
             raise DataError(f"{kind} takes numbers of classes, got {labels.dtype}; a target for each class is for 'binary_cross_entropy'")
         if tuple(labels.shape) != shape: raise ShapeError(f"{kind}: scores {list(scores.shape)} want labels {list(shape)}, got {list(labels.shape)}")
+        if classes == 1:
+            raise ConfigError(f"{kind}: of one class the softmax is always 1, and nothing is learnt; take num_classes=2, one of them for what is not it, "
+                              "or the loss 'binary_cross_entropy', which asks of each class on its own")
         if self.ignore_index == VOID and classes > VOID:
             raise ConfigError(f"{kind}: {VOID} is one of {classes} classes here; say ignore_index=None, or another number")
         if self.weights is not None and len(self.weights) != classes:
@@ -156,7 +179,8 @@ class CrossEntropyLoss(LabelLoss):
         label_smoothing: float = 0.0,                   # Share of the target that goes to all classes alike; only in training mode
     ):
         super().__init__(ignore_index, "class_weights", class_weights)
-        if not 0 <= label_smoothing < 1: raise ConfigError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+        check_number("label_smoothing", label_smoothing)
+        if label_smoothing >= 1: raise ConfigError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
 
     def measure(self, scores: Tensor, labels: Tensor, kept: Bool[Tensor, "b ..."]) -> Float[Tensor, ""]:
@@ -236,8 +260,9 @@ class BinaryCrossEntropyLoss(BaseLoss):
         loss = F.binary_cross_entropy_with_logits(scores, targets, pos_weight=weights)
         return loss if at_hand(targets) else loss.masked_fill(outside.any(), torch.nan)
 
-    def check(self, scores: Tensor, targets: Tensor) -> None:
+    def check(self, scores: Any, targets: Any) -> None:
         "Make sure that scores and targets belong together. Raises: ShapeError, ConfigError."
+        check_scores(self, scores, targets)
         if targets.shape != scores.shape:
             raise ShapeError(f"BinaryCrossEntropyLoss: scores {list(scores.shape)} want a target for each, got {list(targets.shape)}; "
                              "numbers of classes are for 'cross_entropy'")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from ..blocks.grid_pool import tells_one_value
 from ..core.errors import ConfigError
 from ..core.key_maps import KeyMap
 from .base import BaseHead, check_head, select_maps, sizes_of
@@ -37,6 +38,7 @@ class SegmentationHead(BaseHead):
         self.stages = None if stages is None else tuple(check_stages(kind, stages))
         if self.stages and len(self.stages) != len(in_channels): raise ConfigError(f"{kind}: {len(self.stages)} stages for {len(in_channels)} maps")
 
+    @tells_one_value
     def forward(self,
         features: Mapping[int, Float[Tensor, "b _ _ _"]] | Float[Tensor, "b c h w"], # Maps by stage; or the only one
     ) -> Float[Tensor, "b classes h2 w2"]:                                           # Scores before the softmax, on the head's own grid

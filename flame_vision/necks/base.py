@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NECKS', 'register_neck', 'create_neck', 'list_necks', 'BaseNeck', 'maps_of_stages', 'shapes_by_stage', 'probe_of',
-           'maps_of']
+           'stride_of', 'maps_of']
 
 # %% ../../nbs/necks/300_base.ipynb #dc5c3e83
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +90,14 @@ def probe_of(
     "Shape of an image that it can be asked with."
     return list(getattr(backbone, "probe_shape", None) or [1, getattr(backbone, "in_channels", 3), 256, 256])
 
+# %% ../../nbs/necks/300_base.ipynb #f3d341e2
+def stride_of(
+    image: Sequence[int],   # Shape of images (b, c, h, w)
+    maps: Sequence[int],    # Shape of maps of them
+) -> int:
+    "Pixels of an image along one pixel of a map."
+    return max(1, round(image[2] / maps[2]))
+
 # %% ../../nbs/necks/300_base.ipynb #fcbebc96
 def maps_of(
     *parts: nn.Module | None,   # A backbone, and perhaps necks
@@ -97,13 +105,13 @@ def maps_of(
     "Stage, channels and stride of the maps that come out, inferred from their shapes. Raises: ConfigError, ShapeError."
     backbone, *necks = (part for part in parts if part is not None)
     probe = probe_of(backbone)
-    shapes, last = shapes_by_stage(backbone, probe), None
+    shapes = shapes_by_stage(backbone, probe)
+    strides = {s: stride_of(probe, shape) for s, shape in shapes.items()}
     for neck in necks:
         read = getattr(neck, "stages", None) or shapes
         last = max((s for s in shapes if s in read), default=None)
-        shapes = shapes_by_stage(neck, shapes)
-    info: list[FeatureInfo] = []
-    for stage, shape in shapes.items():
-        beyond = info and last is not None and stage > last
-        info.append(FeatureInfo(stage, shape[1], 2 * info[-1].stride if beyond else max(1, round(probe[2] / shape[2]))))
-    return tuple(info)
+        given = shapes_by_stage(neck, shapes)
+        measured = {s: strides[s] if s in shapes and shapes[s][2] == shape[2] else stride_of(probe, shape) for s, shape in given.items()}
+        strides = {s: stride if last is None or s <= last else strides[last] * 2 ** (s - last) for s, stride in measured.items()}
+        shapes = given
+    return tuple(FeatureInfo(s, shape[1], strides[s]) for s, shape in shapes.items())

@@ -77,20 +77,19 @@ class PAN(FPN):
         norm: str | None = None,                    # Norm behind each convolution
         act: str | None = None,                     # Activation behind each norm; the paper's is `"relu"`
         stages: Sequence[int] | None = None,        # Stages of these maps; the deepest of 0 to 4 by default
+        levels: Sequence[int] | None = None,        # Levels that come out; all by default, else only the layers that these need
     ):
-        super().__init__(in_channels, out_channels, extra_levels, extra_from, norm, act, stages)
-        self.ways = nn.ModuleDict({s: WayUp(out_channels, norm, act) for s in list(self.laterals)[1:]})
+        super().__init__(in_channels, out_channels, extra_levels, extra_from, norm, act, stages, levels)
+        self.ways = nn.ModuleDict({s: WayUp(out_channels, norm, act) for s in list(self.outputs)[1:]})
 
-    def keep(self,
-        stages: Sequence[int], # Stages that there are
-    ) -> None:
-        "Drop the layers of all other stages, and the way to the finest."
-        super().keep(stages)
-        if str(stages[0]) in self.ways: del self.ways[str(stages[0])]
+    def needs(self, stages: Sequence[int]) -> dict[str, list[int]]:
+        coarsest = max(self.smoothed(stages), default=-1)
+        walked = [s for s in stages if s <= coarsest]
+        return {"laterals": [*stages] if walked else [], "outputs": walked, "ways": walked[1:]}
 
     def mix(self,
         maps: Mapping[int, Float[Tensor, "b _ _ _"]],     # The maps that it reads, by stage
-    ) -> dict[int, Float[Tensor, "b _ _ _"]]:             # As many levels
+    ) -> dict[int, Float[Tensor, "b _ _ _"]]:             # Levels, from the finest to the coarsest that is needed
         "Hand down what is known at the top, then hand up what is seen below."
         levels = super().mix(maps)
         finer, *rest = levels

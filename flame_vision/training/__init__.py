@@ -5,12 +5,21 @@ from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .callbacks import BestCheckpoint as BestCheckpoint
+    from .callbacks import Pictures as Pictures
     from .callbacks import Speed as Speed
-    from .modules import ClassificationModule as ClassificationModule
+    from .classification import ClassificationModule as ClassificationModule
+    from .hardest import TopLosses as TopLosses
+    from .hardest import top_losses as top_losses
+    from .modules import Example as Example
+    from .modules import TaskModule as TaskModule
+    from .modules import list_tasks as list_tasks
+    from .modules import register_task as register_task
     from .results import prove_reload as prove_reload
     from .segmentation import SegmentationModule as SegmentationModule
     from .tracking import create_loggers as create_loggers
     from .trainer import FitResult as FitResult
     from .trainer import fit as fit
+
+CATALOGUE_MODULES: tuple[str, ...] = ("classification", "segmentation")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -118,10 +118,12 @@ def log_figure(
     loggers: Sequence[Logger],  # Loggers of a trainer
     key: str,                   # Name of the picture: `"test/predictions"`
     figure: "Figure",           # The picture
+    step: int | None = None,    # Step of the training that it shows
 ) -> None:
     "Record a picture with W&B; the caller keeps its file."
     logger = wandb_logger(loggers)
-    if logger: logger.experiment.log({key: require("wandb", "all").Image(figure)})
+    at = {} if step is None else {"trainer/global_step": step}  # Lightning's name of the axis
+    if logger: logger.experiment.log({key: require("wandb", "all").Image(figure), **at})
 
 # %% ../../nbs/training/710_tracking.ipynb #82f9f178
 def log_facts(
