@@ -259,3 +259,11 @@ def test_examples_are_what_evaluation_sees():
     image, mask = Shapes(8, 32, seed=0, max_shapes=4)[3]
     torch.testing.assert_close(example.image, data.eval_transforms(image).as_subclass(torch.Tensor), rtol=0, atol=0)
     assert torch.equal(example.target, mask.as_subclass(torch.Tensor)) and example.output.shape == (1, 4, 32, 32)
+
+
+def test_several_labels_and_a_head_of_one_are_refused_before_anything_is_written(tmp_path):
+    data = DigitsDataModule(image_size=8)
+    data.multi_label = True
+    with pytest.raises(ConfigError, match="the data have a target for every class"):
+        fit(data, "resnet18", runs=tmp_path / "runs", registry=tmp_path / "registry", accelerator="cpu", progress=False)
+    assert not os.listdir(tmp_path)

@@ -57,6 +57,15 @@ class ClassificationModule(TaskModule):
     def on_test_epoch_end(self) -> None:
         if self.confusion is not None: self.matrix = self.confusion.compute().cpu()  # of all processes
 
+    @classmethod
+    def for_data(cls, model: nn.Module, data: Any, **settings: Any) -> "ClassificationModule":
+        "A module that trains a model on a data module's classes. Raises: ConfigError where one has several labels an image and the other one."
+        made, several = super().for_data(model, data, **settings), getattr(data, "multi_label", None)
+        if several in (None, made.multi_label): return made
+        words = {True: "a target for every class", False: "one label an image"}
+        raise ConfigError(f"the data have {words[several]}, the model's head takes {words[not several]}; "
+                          f"head={{'name': 'classifier', 'arguments': {{'multi_label': {several}}}}} makes one that fits")
+
     def predict_step(self, batch: Any, index: int) -> Tensor:
         "Probabilities of the classes, for images with or without labels."
         images = batch[0] if isinstance(batch, (list, tuple)) else batch
