@@ -115,7 +115,8 @@ def demo_model(
 ) -> PartConfig:
     "A classifier; or a U-Net whose decoder is thin, for two cores to train it while one waits."
     if task == "classification": return described_model(task, backbone, None, "classifier")
-    return PartConfig(name="custom", arguments={"backbone": backbone, "head": {"name": "unet", "arguments": {"decoder_channels": [128, 64, 48, 32, 16]}}})
+    thin = {"name": "unet", "arguments": {"decoder_channels": [128, 64, 48, 32, 16]}}
+    return PartConfig(name="custom", arguments={"backbone": backbone, "head": thin})
 
 # %% ../nbs/956_jobs.ipynb #76854963
 def pretrained_model(
@@ -147,7 +148,7 @@ def score_rows(
     result: FitResult, # What a training gave
 ) -> dict[str, str]:
     "How good it is, split by split; of a segmenter also class by class."
-    key, name = result.headline
+    key, name = result.module.headline
     rows = {f"{shown} {name}": f"{result.metrics[f'{split}/{key}']:.2%}" for shown, split in SPLITS.items() if f"{split}/{key}" in result.metrics}
     rows.setdefault(f"test {name}", "none: the data have no test pictures of their own")
     classes = {k.removeprefix("test/iou/"): v for k, v in result.metrics.items() if k.startswith("test/iou/")}

@@ -20,6 +20,7 @@ SMALL = {
     "vit": dict(name="vit", embed_dim=48, depth=4, num_heads=3, img_size=64),
 }
 NARROW = {"unet": {"decoder_channels": [64, 48, 32, 16, 16]}}
+LEAST = {"convnext_tiny": 64, "timm/edgenext_xx_small": 64}   # whose norms' strides PyTorch can only tell for maps of two pixels and more; else 33
 SIZES = (1, 64, 96), (2, 70, 90), (3, 101, 67)
 
 
@@ -49,7 +50,8 @@ def largest_differences(backbone, heads, folder):
     "Of the exported program, and of what ONNX Runtime makes of it, at each size; relative to the largest score."
     model, found = prepared(backbone, heads), {head: [] for head in heads}
     dim = torch.export.Dim
-    dynamic = {0: dim("batch", min=1, max=8), 2: dim("height", min=33, max=1024), 3: dim("width", min=33, max=1024)}
+    least = LEAST.get(backbone, 33)
+    dynamic = {0: dim("batch", min=1, max=8), 2: dim("height", min=least, max=1024), 3: dim("width", min=least, max=1024)}
     with torch.no_grad():
         program = torch.export.export(model, (torch.randn(2, 3, 80, 112),), dynamic_shapes=(dynamic,), strict=False)
         path = f"{folder}/{backbone.replace('/', '_')}.onnx"

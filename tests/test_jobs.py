@@ -51,7 +51,7 @@ def segmented(tmp_path_factory):
 def test_a_folder_of_masks_becomes_a_registered_segmenter_that_paints(segmented, capsys, tmp_path):
     version = ModelRegistry(segmented / "registry").get("marked")
     assert version.manifest.class_names == ["ground", "stripe"]
-    assert {"val/miou", "test/miou", "test/iou/stripe", "test/loss_dice"} <= set(version.metrics)
+    assert {"val/miou", "test/miou", "val/iou/stripe", "test/iou/stripe", "test/dice/ground", "test/loss_dice"} <= set(version.metrics)
     model = ModelRegistry(segmented / "registry").load("marked")
     assert type(model).__name__ == "Segmenter" and model.head.num_classes == 2
     picture = Image.open(segmented / "marked" / "images" / "07.png")
@@ -153,7 +153,7 @@ def test_a_model_of_several_labels_goes_all_the_way(tmp_path):
     small = {"name": "resnet", "arguments": {"block_type": "basic", "layers": [1, 1, 1, 1]}}
     model = {"name": "custom", "arguments": {"backbone": small, "head": {"name": "classifier", "arguments": {"multi_label": True}}}}
     result = fit(data, model, "several", epochs=1, runs=tmp_path / "runs", registry=tmp_path / "registry", accelerator="cpu", progress=False)
-    assert result.headline == ("map", "mean average precision") and 0 < result.metrics["test/map"] <= 1
+    assert result.module.headline == ("map", "mean average precision") and 0 < result.metrics["test/map"] <= 1
     assert result.picture.exists() and result.proved == 64 * 10
 
 

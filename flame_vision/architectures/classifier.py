@@ -46,7 +46,8 @@ class ClassifierMixin(BackboneControls):
     def vector_features(self, head: Any) -> int:
         "Length of the vector that a head would take. Raises: ConfigError for a backbone that does not say."
         if not hasattr(self.backbone, "num_features"):
-            raise ConfigError(f"{type(self.backbone).__name__} does not say how many channels its deepest map has; derive it from BaseBackbone, or define num_features")
+            raise ConfigError(f"{type(self.backbone).__name__} does not say how many channels its deepest map has; "
+                              "derive it from BaseBackbone, or define num_features")
         pools = pools_itself(head) and getattr(self.backbone, "gives_tokens", False) and not hasattr(self.backbone, "tokens")
         if self.neck is not None or pools: return maps_of(self.backbone, self.neck)[-1].channels
         return getattr(self.backbone, "classifier_features", self.backbone.num_features)
@@ -76,9 +77,9 @@ class ClassifierMixin(BackboneControls):
     def config(self) -> PartConfig:
         "Name and arguments that build an equal model. Raises: ConfigError for a head that these do not describe."
         own = self.head is None or isinstance(self.head, Part) and self.head.catalogue is HEADS
-        if "head" not in self._arguments and not own:
-            raise ConfigError(f"{type(self).__name__} has a {type(self.head).__name__} for a head, which its arguments cannot describe; build it as create_model(backbone=…, head=…)")
-        return super().config
+        if "head" in self._arguments or own: return super().config
+        raise ConfigError(f"{type(self).__name__} has a {type(self.head).__name__} for a head, which its arguments cannot describe; "
+                          "build it as create_model(backbone=…, head=…)")
 
     def predict(self,
         images: Any,            # Pictures: paths, PIL images, arrays, tensors; one or many
@@ -193,11 +194,12 @@ class Classifier(ClassifierForward, ClassifierMixin, ComposedWeights, BaseArchit
         if self.head is None or hasattr(self.head, "classify"):
             vectors = self.pool(maps)
             return vectors if pre_logits or self.head is None else self.head.classify(vectors)
-        if pre_logits: raise ConfigError(f"{type(self.head).__name__} has no vectors before its scores; a head that has them defines pool(maps) and classify(vectors)")
-        return self.head(maps)
+        if not pre_logits: return self.head(maps)
+        raise ConfigError(f"{type(self.head).__name__} has no vectors before its scores; "
+                          "a head that has them defines pool(maps) and classify(vectors)")
 
     def facts(self, head: Any) -> dict[str, int]:
-        "What a head is told: the length of the vector that it classifies, or, if it takes maps, the channels of the deepest; and of the map that it pools."
+        "What a head is told: length of the vector that it classifies, or, if it takes maps, channels of the deepest; and of the map that it pools."
         vectors = self.vector_features(head) if self.neck is not None or classifies(head) else self.backbone.num_features
         pools = "pool_channels" in inspect.signature(head_class(head)).parameters
         return {"in_features": vectors, **({"pool_channels": maps_of(self.backbone, self.neck)[-1].channels} if pools else {})}

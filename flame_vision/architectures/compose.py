@@ -66,7 +66,8 @@ def check_channels(
     wishes: Mapping[str, Any],  # What a user said beside
 ) -> None:
     "Make sure that two statements of the image's channels agree. Raises: ConfigError."
-    if wishes.get("in_channels", 3) not in (3, has) and has is not None: raise ConfigError(f"in_channels={wishes['in_channels']}, and the backbone {name!r} takes {has}")
+    if has is None or wishes.get("in_channels", 3) in (3, has): return
+    raise ConfigError(f"in_channels={wishes['in_channels']}, and the backbone {name!r} takes {has}")
 
 # %% ../../nbs/architectures/402_compose.ipynb #97f9a630
 def tried(
@@ -140,8 +141,8 @@ def sketch(
 class NeckPlan:
     "A neck that is still to be built, or that is there: which maps it reads, and which of its levels come out."
     def __init__(self,
-        neck: str | PartConfig | Mapping | nn.Module | None,                        # A name, a configuration, a neck, or None
-        choose: Callable[[Sequence[int]], Iterable[int]] | None = None,             # Picks the levels that are read from those that there are; all by default
+        neck: str | PartConfig | Mapping | nn.Module | None,            # A name, a configuration, a neck, or None
+        choose: Callable[[Sequence[int]], Iterable[int]] | None = None, # Picks the levels that are read from those that there are; all by default
     ):
         self.neck, self.choose, self.settled = neck, choose, neck is None or isinstance(neck, nn.Module)
         if not self.settled: self.neck = part_config(neck)
@@ -188,7 +189,9 @@ def check_task(
 ) -> None:
     "Make sure that a head does what it is wanted for; one of your own that does not say is believed. Raises: ConfigError."
     has = None if head is None else getattr(head_class(head), "task", task)
-    if has not in (None, task): raise ConfigError(f"{part_name(head)!r} is a head for {has}; create_model(head=…) picks the architecture by the head, or take one of list_heads(task={task!r})")
+    if has in (None, task): return
+    raise ConfigError(f"{part_name(head)!r} is a head for {has}; create_model(head=…) picks the architecture by the head, "
+                      f"or take one of list_heads(task={task!r})")
 
 # %% ../../nbs/architectures/402_compose.ipynb #608a877f
 def part_name(
@@ -219,8 +222,8 @@ def build_head(
     if isinstance(head, nn.Module):
         has = getattr(head, "num_classes", num_classes)
         if num_classes not in (None, has): raise ConfigError(f"num_classes={num_classes}, and the head that was given has {has}")
-        if wishes.get("dropout"): raise ConfigError(f"dropout={wishes['dropout']} is for a head that is given by name; this {type(head).__name__} was made already")
-        return head
+        if not wishes.get("dropout"): return head
+        raise ConfigError(f"dropout={wishes['dropout']} is for a head that is given by name; this {type(head).__name__} was made already")
     described = part_config(head)
     known = inspect.signature(HEADS[described.name]).parameters
     arguments = {"num_classes": default_classes, **{k: v for k, v in wishes.items() if k in known and v is not None}, **described.arguments, **facts}
@@ -228,7 +231,7 @@ def build_head(
     return build(HEADS, PartConfig(name=described.name, arguments=arguments))
 
 # %% ../../nbs/architectures/402_compose.ipynb #bbe57327
-CHANGEABLE = ("norm_eps", "padding", "final_norm_eps", "roll_first", "img_size", "gradient_checkpointing")  # of a backbone's arguments, those that can change after it was made
+CHANGEABLE = ("norm_eps", "padding", "final_norm_eps", "roll_first", "img_size", "gradient_checkpointing")  # of a backbone: they can change later
 
 # %% ../../nbs/architectures/402_compose.ipynb #1f808b88
 class BackboneControls:
@@ -241,7 +244,8 @@ class BackboneControls:
 
     def set_gradient_checkpointing(self, stages: bool | Iterable[int] = True) -> None:
         "Choose the backbone's stages that training computes twice instead of remembering. Changes the model. Raises: ConfigError."
-        if not hasattr(self.backbone, "set_gradient_checkpointing"): raise ConfigError(f"{type(self.backbone).__name__} has no gradient checkpointing")
+        if not hasattr(self.backbone, "set_gradient_checkpointing"):
+            raise ConfigError(f"{type(self.backbone).__name__} has no gradient checkpointing")
         self.backbone.set_gradient_checkpointing(stages)
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
@@ -250,9 +254,10 @@ class BackboneControls:
         self.backbone.set_input_size(img_size)
 
     def load_pretrained(self, which: bool | str | os.PathLike = True, allow_pickle: bool = False) -> LoadReport:
-        "Load published weights, of the whole network where it was published, else of its backbone. Changes the model. Warns of all that differs. Raises: WeightsError."
+        "Load published weights of the whole network, else of its backbone. Changes the model; warns of all that differs. Raises: WeightsError."
         if "backbone" not in self._arguments: return load_pretrained(self, self._name or type(self).__name__, which, allow_pickle)
-        if not hasattr(self.backbone, "load_pretrained"): raise ConfigError(f"{type(self.backbone).__name__} has no published weights; use load_weights")
+        if not hasattr(self.backbone, "load_pretrained"):
+            raise ConfigError(f"{type(self.backbone).__name__} has no published weights; use load_weights")
         report = self.backbone.load_pretrained(which, allow_pickle)
         self.provenance = self.backbone.provenance
         return report

@@ -62,7 +62,8 @@ def cnn(
 ) -> BaseArchitecture:
     "A convolutional backbone with any head. Raises: ConfigError for a transformer, and as `custom`."
     model = custom(backbone, **parts)
-    if is_transformer(model.backbone): raise ConfigError(f"{type(model.backbone).__name__} is a transformer; take architecture='transformer' or 'custom'")
+    if is_transformer(model.backbone):
+        raise ConfigError(f"{type(model.backbone).__name__} is a transformer; take architecture='transformer' or 'custom'")
     return model
 
 # %% ../../nbs/architectures/440_custom.ipynb #a1889558
@@ -73,5 +74,6 @@ def transformer(
 ) -> BaseArchitecture:
     "A transformer with any head. Raises: ConfigError for a convolutional backbone, and as `custom`."
     model = custom(backbone, **parts)
-    if is_transformer(model.backbone) is False: raise ConfigError(f"{type(model.backbone).__name__} has no attention; take architecture='cnn' or 'custom'")
+    if is_transformer(model.backbone) is False:
+        raise ConfigError(f"{type(model.backbone).__name__} has no attention; take architecture='cnn' or 'custom'")
     return model

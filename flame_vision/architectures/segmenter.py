@@ -68,8 +68,10 @@ def bind(
 ) -> None:
     "Let a head remember the maps that it reads, so that its configuration says them. Raises: ConfigError for maps of other channels."
     channels = tuple(m.channels for m in read)
-    if channels != tuple(head.in_channels): raise ConfigError(f"{type(head).__name__} was made for maps of {head.in_channels} channels, and stages {tuple(m.stage for m in read)} have {channels}")
-    head.stages = tuple(m.stage for m in read)
+    stages = tuple(m.stage for m in read)
+    if channels != tuple(head.in_channels):
+        raise ConfigError(f"{type(head).__name__} was made for maps of {head.in_channels} channels, and stages {stages} have {channels}")
+    head.stages = stages
     head._arguments = {**head._arguments, "in_channels": list(channels), "stages": list(head.stages)}
 
 # %% ../../nbs/architectures/430_segmenter.ipynb #610311a3
@@ -88,12 +90,13 @@ class SegmenterMixin(BackboneControls):
         return getattr(self.head, "logits", self.head)
 
     def reset_classifier(self, num_classes: int) -> None:
-        "Give the heads a new last layer for this many classes; the rest keeps its weights. Changes the model: call it before threads share it. Raises: ConfigError."
+        "Give the heads a new last layer; the rest keeps its weights. Changes the model: call it before threads share it. Raises: ConfigError."
         check_classes(num_classes)
         if num_classes == 0: raise ConfigError("a segmenter without classes has no answer; take its backbone, model.backbone")
         heads = [head for head in (self.head, self.auxiliary) if head is not None]
         if own := [head for head in heads if not hasattr(head, "reset_classifier")]:
-            raise ConfigError(f"{type(own[0]).__name__} is a head of your own; give it reset_classifier(num_classes), or derive it from SegmentationHead")
+            raise ConfigError(f"{type(own[0]).__name__} is a head of your own; give it reset_classifier(num_classes), "
+                              "or derive it from SegmentationHead")
         for head in heads: head.reset_classifier(num_classes)
         self.class_names = None
 
@@ -107,7 +110,8 @@ class SegmenterMixin(BackboneControls):
 
 # %% ../../nbs/architectures/430_segmenter.ipynb #1a56d8ea
 FILE_HEADS = {"deeplabv3": "classifier.0.convs.0.0.weight", "fcn": "classifier.0.weight", "lraspp": "classifier.low_classifier.weight"}
-FILE_BACKBONES = {"resnet101": "backbone.layer3.22.conv1.weight", "resnet50": "backbone.layer3.5.conv1.weight", "mobilenet_v3_large": "backbone.0.0.weight"}
+FILE_BACKBONES = {"resnet101": "backbone.layer3.22.conv1.weight", "resnet50": "backbone.layer3.5.conv1.weight",
+                  "mobilenet_v3_large": "backbone.0.0.weight"}
 
 # %% ../../nbs/architectures/430_segmenter.ipynb #8c9b9143
 def file_of(
@@ -153,12 +157,15 @@ class SegmenterWeights(ComposedWeights):
     @property
     def classifier(self) -> tuple[str, ...]:
         "Prefixes of the weights whose size is the number of classes."
-        return tuple(f"{name}.{part.classifier}" for name, part in (("head", self.head), ("auxiliary", self.auxiliary)) if getattr(part, "classifier", None))
+        heads = ("head", self.head), ("auxiliary", self.auxiliary)
+        return tuple(f"{name}.{part.classifier}" for name, part in heads if getattr(part, "classifier", None))
 
 # %% ../../nbs/architectures/430_segmenter.ipynb #fb4b78f8
 @register_architecture("segmenter", "segmentation")
 class Segmenter(SegmenterMixin, SegmenterWeights, BaseArchitecture):
-    "A backbone, a neck or none, and a segmentation head, whose scores are grown to the image's size."
+    """A backbone, a neck or none, and a segmentation head, whose scores are grown to the image's size.
+
+    In training with an auxiliary head it gives the scores of both, `{"out": …, "aux": …}`. Raises: ConfigError, UnknownNameError."""
     parts = ("backbone", "neck", "head", "auxiliary")
     whole_images = True
 
@@ -172,7 +179,8 @@ class Segmenter(SegmenterMixin, SegmenterWeights, BaseArchitecture):
         dropout: float | None = None,                                       # Dropout before the last layer; the head's own by default
     ):
         super().__init__()
-        if head is None or num_classes == 0: raise ConfigError("a segmenter without a head has no answer; take the backbone alone, create_backbone(…)")
+        if head is None or num_classes == 0:
+            raise ConfigError("a segmenter without a head has no answer; take the backbone alone, create_backbone(…)")
         for part in (head, auxiliary): check_task(part, "segmentation")
         wishes = {**getattr(head_class(head), "wishes", {}), "in_channels": in_channels, "features_only": True}
         plan = NeckPlan(neck, lambda levels: read_by(head, levels, neck=True))
@@ -196,7 +204,7 @@ class Segmenter(SegmenterMixin, SegmenterWeights, BaseArchitecture):
     @tells_one_value
     def forward(self,
         x: Float[Tensor, "b c h w"],   # Images
-    ) -> Float[Tensor, "b classes h w"] | dict[str, Float[Tensor, "b classes h w"]]: # Scores before the softmax; in training with an auxiliary head `{"out": …, "aux": …}`
+    ) -> Float[Tensor, "b classes h w"] | dict[str, Float[Tensor, "b classes h w"]]: # Before the softmax; with an auxiliary head by name in training
         features = self.backbone(x)
         out = resize(self.head(features if self.neck is None else self.neck(features)), x)
         if self.auxiliary is None or not self.training: return out

@@ -43,7 +43,7 @@ class NamedSegmenter(Segmenter):
         self.head_name = head
 
     def load_pretrained(self, which: bool | str | os.PathLike = True, allow_pickle: bool = False) -> LoadReport:
-        "Load torchvision's weights, trained on COCO with the classes of Pascal VOC (`True`, `\"coco\"`), or a file. Changes the model. Raises: WeightsError."
+        "Load torchvision's weights, trained on COCO with VOC's classes (`True`, `\"coco\"`), or a file. Changes the model. Raises: WeightsError."
         if which is True or which == "coco": return load_torchvision(self, self._name or "", "DEFAULT")
         try: return super().load_pretrained(which, allow_pickle)
         except (UnknownNameError, WeightsError) as e: raise type(e)(f"{e}; torchvision's own weights are 'coco'") from e
@@ -52,9 +52,11 @@ class NamedSegmenter(Segmenter):
     def config(self) -> PartConfig:
         "The network's name, and every argument of its backbone as it is now."
         if getattr(self.head, "_name", None) != self.head_name:
-            raise ConfigError(f"{type(self.head).__name__} is not the head that {self._name} stands for; build it as create_model(backbone=…, head=…)")
+            raise ConfigError(f"{type(self.head).__name__} is not the head that {self._name} stands for; "
+                              "build it as create_model(backbone=…, head=…)")
         of_backbone = {k: v for k, v in self.backbone._arguments.items() if k not in ("output_indices", "features_only")}
-        self._arguments = {"num_classes": self.num_classes, "auxiliary": remember(self.auxiliary), "dropout": self._arguments.get("dropout"), **of_backbone}
+        own = {"num_classes": self.num_classes, "auxiliary": remember(self.auxiliary), "dropout": self._arguments.get("dropout")}
+        self._arguments = {**own, **of_backbone}
         return super().config
 
 # %% ../../nbs/architectures/432_segmenters.ipynb #cc9b37f0

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from ..images import load_image as load_image
     from .classification import ClassificationDataModule as ClassificationDataModule
     from .datamodules import DigitsDataModule as DigitsDataModule
     from .datamodules import ImageDataModule as ImageDataModule
@@ -12,21 +13,22 @@ if TYPE_CHECKING:
     from .datamodules import list_datasets as list_datasets
     from .datamodules import register_dataset as register_dataset
     from .datasets import Digits as Digits
+    from .datasets import stratified_split as stratified_split
     from .folders import FolderReport as FolderReport
     from .folders import ImageFolder as ImageFolder
     from .folders import Problem as Problem
-    from ..images import load_image as load_image
-    from .masks import MaskFolder as MaskFolder
     from .folders import scan_folder as scan_folder
-    from .masks import scan_masks as scan_masks
     from .mask_folders import MaskFolderDataModule as MaskFolderDataModule
+    from .masks import MaskFolder as MaskFolder
+    from .masks import scan_masks as scan_masks
     from .segmentation import SegmentationDataModule as SegmentationDataModule
     from .segmentation import ShapesDataModule as ShapesDataModule
+    from .segmentation import add_legend as add_legend
+    from .segmentation import painted as painted
     from .segmentation import segmentation_transforms as segmentation_transforms
     from .shapes import Shapes as Shapes
-    from .datasets import stratified_split as stratified_split
-    from .voc import VOCSegmentationDataModule as VOCSegmentationDataModule
     from .torchvision_datasets import wrap_dataset as wrap_dataset
+    from .voc import VOCSegmentationDataModule as VOCSegmentationDataModule
 
 CATALOGUE_MODULES = ("datamodules", "segmentation", "mask_folders", "voc")
 

@@ -9,7 +9,7 @@ __all__ = ['LOSSES', 'VOID', 'IGNORED', 'register_loss', 'BaseLoss', 'no_class',
 
 # %% ../../nbs/heads/310_losses.ipynb #18e3ab40
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn

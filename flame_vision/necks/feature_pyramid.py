@@ -28,7 +28,7 @@ def build_fpn(
 
 # %% ../../nbs/necks/306_feature_pyramid.ipynb #5afcffeb
 class FeaturePyramid(Part):
-    "A backbone and its feature pyramid. Source: Lin et al. 2017, arXiv:1612.03144."
+    "A backbone and its feature pyramid. Raises: ConfigError, UnknownArgumentError. Source: Lin et al. 2017, arXiv:1612.03144."
     def __init__(self,
         backbone: nn.Module | str | PartConfig | Mapping[str, Any], # Gives feature maps by stage; or what describes one of ours
         fpn_channels: int = 256,                # Channels of every level

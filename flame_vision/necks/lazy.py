@@ -97,9 +97,6 @@ def widths_by_stage(
     if len(channels) != len(stages): raise ConfigError(f"{kind}: {len(stages)} stages for the channels of {len(channels)} maps")
     return dict(zip(stages, channels))
 
-# %% ../../nbs/necks/301_lazy.ipynb #ce307eb6
-_settling = threading.RLock()  # one for all: a lock of its own would keep a neck from being copied
-
 # %% ../../nbs/necks/301_lazy.ipynb #834e90ee
 class NeckLevels:
     "Which levels a neck gives, and which layers these need. One whose levels are not its stages redefines `there` and `needs`."
@@ -139,6 +136,9 @@ def check_levels(
     there = neck.there(stages)
     if missing := [level for level in neck.chosen or () if level not in there]:
         raise ConfigError(f"{type(neck).__name__}: levels={list(neck.chosen or ())}, and there is no level {missing[0]}; there are {there}")
+
+# %% ../../nbs/necks/301_lazy.ipynb #ce307eb6
+_settling = threading.RLock()  # one for all: a lock of its own would keep a neck from being copied
 
 # %% ../../nbs/necks/301_lazy.ipynb #43104f35
 class LazyNeck(NeckLevels, BaseNeck):

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .callbacks import Speed as Speed
     from .classification import ClassificationModule as ClassificationModule
     from .hardest import TopLosses as TopLosses
+    from .hardest import examples_at as examples_at
     from .hardest import top_losses as top_losses
     from .modules import Example as Example
     from .modules import TaskModule as TaskModule
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .modules import register_task as register_task
     from .results import prove_reload as prove_reload
     from .segmentation import SegmentationModule as SegmentationModule
+    from .segmentation import segmentation_scores as segmentation_scores
     from .tracking import create_loggers as create_loggers
     from .trainer import FitResult as FitResult
     from .trainer import fit as fit

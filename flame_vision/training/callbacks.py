@@ -59,7 +59,8 @@ class BestCheckpoint(Checkpoint):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         for name in ("train/loss_epoch", "val/loss"):
             if not math.isfinite(metrics.get(name, 0.0)):
-                raise TrainingError(f"{name.removesuffix('_epoch')} is {metrics[name]} in epoch {trainer.current_epoch}; a lower learning_rate often helps")
+                raise TrainingError(f"{name.removesuffix('_epoch')} is {metrics[name]} in epoch {trainer.current_epoch}; "
+                                    "a lower learning_rate often helps")
         if metrics.get(self.monitor, 0.0) <= self.best or not trainer.is_global_zero: return
         self.best, self.metrics = metrics.get(self.monitor, 0.0), metrics
         save_checkpoint(model=pl_module.model, optimizer=trainer.optimizers[0], epoch=trainer.current_epoch, path=self.path,

@@ -16,7 +16,7 @@ from torchmetrics.classification import MultilabelAccuracy, MultilabelAveragePre
 from ..core.errors import ConfigError
 from ..heads.loss_sums import create_loss
 from ..plots import BAD, GOOD, name_of_class, plot_confusion, show_images
-from .modules import Example, TaskModule, check_hyperparameters, register_task
+from .modules import Example, TaskModule, check_hyperparameters, check_smoothing, register_task
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
@@ -110,8 +110,7 @@ def classification_loss(
     if getattr(made, "multi_label", multi_label) != multi_label:
         raise ConfigError(f"a model with {'a target for every class' if multi_label else 'one label an image'} cannot learn by {loss!r}; "
                           f"a head says with multi_label={not multi_label} that it can")
-    if label_smoothing and (made is loss or not any(getattr(m, "label_smoothing", 0) for m in made.modules())):
-        raise ConfigError(f"label_smoothing={label_smoothing} is for a cross entropy by name; this loss has none to smooth")
+    check_smoothing(made, loss, label_smoothing)
     return made
 
 # %% ../../nbs/training/702_classification.ipynb #79680637

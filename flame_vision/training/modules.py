@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'warmup_cosine', 'parameter_groups', 'Example', 'pick', 'register_task', 'list_tasks', 'Steps', 'TaskModule',
-           'with_parts', 'check_hyperparameters']
+           'with_parts', 'check_hyperparameters', 'check_smoothing']
 
 # %% ../../nbs/training/700_modules.ipynb #2225ae5e
 import math
@@ -200,3 +200,13 @@ def check_hyperparameters(
     if weight_decay < 0: raise ConfigError(f"weight_decay must be 0 or more, got {weight_decay}")
     if not 0 <= warmup <= 1: raise ConfigError(f"warmup is a share of all steps, from 0 to 1, got {warmup}")
     if not 0 <= label_smoothing < 1: raise ConfigError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+
+# %% ../../nbs/training/700_modules.ipynb #d096e928
+def check_smoothing(
+    made: nn.Module,        # The loss that trains
+    given: Any,             # What a user gave for it: a name, a mapping, or a module that is made already
+    label_smoothing: float, # Share of the target that is to go to all classes alike
+) -> None:
+    "Make sure that there is something to smooth. Raises: ConfigError."
+    if not label_smoothing or made is not given and any(getattr(m, "label_smoothing", 0) for m in made.modules()): return
+    raise ConfigError(f"label_smoothing={label_smoothing} is for a cross entropy by name; this loss has none to smooth")

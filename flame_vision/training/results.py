@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..core.errors import RegistryError
 from ..data.datamodules import ImageDataModule
 from ..plots import png_of
-from .modules import TaskModule
 from .hardest import examples_at
+from .modules import TaskModule
 from ..versioning.registry import ModelRegistry
 from ..versioning.versions import ModelVersion
 

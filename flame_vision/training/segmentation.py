@@ -10,14 +10,14 @@ __all__ = ['segmentation_scores', 'PixelCounts', 'SegmentationModule', 'check_pi
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from ..core.errors import ConfigError, ShapeError
 from ..data.segmentation import add_legend, painted
 from ..heads.loss_sums import create_loss
 from ..plots import plot_confusion, show_images
-from .modules import Example, TaskModule, check_hyperparameters, register_task, with_parts
+from .modules import Example, TaskModule, check_hyperparameters, check_smoothing, register_task, with_parts
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
@@ -168,7 +168,8 @@ def by_head(
     found = dict(scores) if isinstance(scores, Mapping) else {"out": scores}
     want = (masks.shape[0], num_classes, *masks.shape[1:])
     for name, some in found.items():
-        if some.shape != want: raise ShapeError(f"the model gives {list(some.shape)} ({name!r}) for masks of {list(masks.shape)}; expected {list(want)}")
+        if some.shape == want: continue
+        raise ShapeError(f"the model gives {list(some.shape)} ({name!r}) for masks of {list(masks.shape)}; expected {list(want)}")
     return found
 
 # %% ../../nbs/training/705_segmentation.ipynb #d7594964
@@ -179,10 +180,10 @@ def build_loss(
 ) -> nn.Module:
     "A loss of one class a pixel. Raises: ConfigError for one that wants a target for every class."
     made = loss if isinstance(loss, nn.Module) else create_loss(loss, {"ignore_index": ignore_index, "label_smoothing": label_smoothing})
-    if label_smoothing and (made is loss or not any(getattr(m, "label_smoothing", 0) for m in made.modules())):
-        raise ConfigError(f"label_smoothing={label_smoothing} is for a cross entropy by name; this loss has none to smooth")
+    check_smoothing(made, loss, label_smoothing)
     if not getattr(made, "multi_label", False): return made
-    raise ConfigError(f"{type(made).__name__} wants a target for every class, and a mask has one class a pixel; take 'cross_entropy', 'focal' or 'dice'")
+    raise ConfigError(f"{type(made).__name__} wants a target for every class, and a mask has one class a pixel; "
+                      "take 'cross_entropy', 'focal' or 'dice'")
 
 # %% ../../nbs/training/705_segmentation.ipynb #b7ed7532
 def log_scores(
@@ -190,10 +191,11 @@ def log_scores(
     split: str,                         # `"train"`, `"val"` or `"test"`
     confusion: Int[Tensor, "classes classes"], # Pixels of the epoch, of all processes
 ) -> None:
-    "Log the mean IoU, the mean Dice and the accuracy of an epoch's pixels; of a test, the IoU of each class that there is."
+    "Log the mean IoU, the mean Dice and the accuracy of an epoch's pixels; beside them, but in training, those of each class that there is."
     found = segmentation_scores(confusion)
     module.log_dict({f"{split}/{k}": found[k].float() for k in ("miou", "mdice", "accuracy")}, prog_bar=True)
     if split == "train": return
     names = module.class_names or [str(i) for i in range(len(found["iou"]))]
     module.class_scores = dict(zip(names, found["iou"].tolist()))
-    if split == "test": module.log_dict({f"test/iou/{name}": value for name, value in module.class_scores.items() if value == value})
+    for key in ("iou", "dice"):
+        module.log_dict({f"{split}/{key}/{name}": value for name, value in zip(names, found[key].float()) if not value.isnan()})

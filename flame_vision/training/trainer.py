@@ -38,7 +38,8 @@ def check_fit(
     data: ImageDataModule,  # Data to train it on
 ) -> None:
     "Make sure that a model can learn, takes these images and answers what the data asks. Raises: ShapeError, ConfigError, UnknownNameError."
-    if not any(p.requires_grad for p in model.parameters()): raise ConfigError(f"every parameter of {type(model).__name__} is frozen; nothing could be learned")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"every parameter of {type(model).__name__} is frozen; nothing could be learned")
     found, wanted = get_output_shape(model, [2, *data.train_shape]), TASKS[data.task].expects(data)
     if found == wanted: return
     if isinstance(found, list) and len(found) == len(wanted) and found[2:] == wanted[2:]:
@@ -67,16 +68,20 @@ def check_job(
 @dataclass
 class FitResult:
     "What a training gave. Where several processes trained, only the first has a version, a picture and a record."
-    model: nn.Module                # The trained model, with the weights of its best validation
+    module: TaskModule              # The training module, with the weights of the best validation
     metrics: dict[str, float]       # Metrics of the best epoch and of the test
     run_dir: Path                   # Folder of the run
     seconds: float                  # Time of training, validation included
     images_per_second: float        # Throughput of training
-    headline: tuple[str, str]       # What says how good it is: key of the metric behind its split, and its name
     version: ModelVersion | None = None     # Where it was registered
     picture: Path | None = None             # Examples of the test, the worst first, and what else the task shows
     wandb_dir: Path | None = None           # W&B's folder of the run
     proved: int = 0                         # Scores that a new process gave again, bit for bit
+
+    @property
+    def model(self) -> nn.Module:
+        "The trained model."
+        return self.module.model
 
 # %% ../../nbs/training/720_trainer.ipynb #5de00ae6
 def new_run_dir(
@@ -155,7 +160,8 @@ class Job:
         try:
             log_config(self.loggers, self.record())
             self.speed, self.best = Speed(), BestCheckpoint(self.run_dir / "best.pt", self.module.monitor)
-            callbacks = [*self.options.pop("callbacks", []), self.speed, self.best, Pictures(self.run_dir / "pictures"), *([ProgressBar()] if progress else [])]
+            ours = [self.speed, self.best, Pictures(self.run_dir / "pictures"), *([ProgressBar()] if progress else [])]
+            callbacks = [*self.options.pop("callbacks", []), *ours]
             trainer = Trainer(**self.options, logger=self.loggers, callbacks=callbacks, enable_progress_bar=progress,
                               default_root_dir=self.run_dir)
             start = time.perf_counter()
@@ -181,7 +187,7 @@ class Job:
         if not self.data.held_out: tested = {}
         metrics = {k: round(v, 6) for k, v in {**self.best.metrics, **tested}.items() if not k.endswith(("_step", "_epoch"))}
         metrics["images_per_second"] = round(self.speed.images_per_second, 1)
-        return FitResult(self.module.model, metrics, self.run_dir, seconds, self.speed.images_per_second, self.module.headline)
+        return FitResult(self.module, metrics, self.run_dir, seconds, self.speed.images_per_second)
 
     def conclude(self, trainer: Trainer, result: FitResult, prove: bool) -> None:
         "Draw, register, prove, and write down how it ended."
