@@ -76,6 +76,7 @@ def folder_data(
         if class_names: raise ConfigError("--class_names is for masks; the classes of a folder are called as its folders")
         return ImageFolderDataModule(folder, **common)
     kind = "voc" if {"JPEGImages", "VOCdevkit"} & set(os.listdir(folder) if os.path.isdir(folder) else ()) else "masks"
+    if kind == "voc" and class_names: raise ConfigError("--class_names is for FOLDER/images and FOLDER/masks; Pascal VOC's classes have names")
     return create_datamodule(kind, root=folder, **({"class_names": class_names} if class_names else {}), **common)
 
 # %% ../nbs/956_jobs.ipynb #5052b126
@@ -165,7 +166,7 @@ def result_lines(
     size = (result.version.path / "model.safetensors").stat().st_size
     rows = {**score_rows(result), "training time": f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s",
             "model size": f"{sum(p.numel() for p in result.model.parameters()) / 1e6:.2f} M parameters, {human(size, 1024)}B",
-            "W&B run": str(result.wandb_dir or "disabled"), "picture": str(result.picture), "registered": str(result.version)}
+            "W&B run": str(result.wandb_dir or "disabled"), "picture": str(result.picture or "none: nothing was tested"), "registered": str(result.version)}
     if result.proved: rows["reloaded"] = f"in a new process, {result.proved:,} scores equal bit for bit"
     root, width = repr(os.path.abspath(registry)) if registry else "", max(21, *(len(key) + 2 for key in rows))
     return ["", *(f"{key:<{width}}{value}" for key, value in rows.items()), "", "from flame_vision.versioning import ModelRegistry",

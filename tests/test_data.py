@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning import LightningModule, Trainer
+from torch.utils.data import RandomSampler, SequentialSampler, TensorDataset
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from flame_vision.core.errors import ConfigError, DataError, MissingPathError, UnknownArgumentError, UnknownNameError
@@ -25,6 +27,7 @@ from flame_vision.data import (
     scan_folder,
     stratified_split,
 )
+from flame_vision.data.datamodules import EpochSeeded, seeded_loader
 from flame_vision.transforms import Compose, Resize, ToTensor
 
 CLASSES = {"cat": 12, "dog": 9, "Ünïcode 猫": 6}
@@ -255,6 +258,51 @@ def test_an_epoch_left_early_still_counts():
     assert not torch.equal(first, second)
 
 
+class Listener(LightningModule):
+    "Learns nothing, and writes down what it is shown."
+    def __init__(self):
+        super().__init__()
+        self.weight, self.automatic_optimization = torch.nn.Parameter(torch.zeros(())), False
+        self.seen = [[]]
+
+    def training_step(self, batch, index): self.seen[-1].append(batch[0].tolist())
+    def on_train_epoch_end(self): self.seen.append([])
+    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), 1.0)
+
+
+def shown(count, workers, epochs=3, **options):
+    "The numbers that a training by Lightning sees: epochs of batches of four."
+    data = TensorDataset(torch.arange(count))
+    loader, module = seeded_loader(data, 4, workers, seed=3, training=True), Listener()
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(max_epochs=epochs, **quiet, **options).fit(module, loader)
+    return module.seen[:-1]
+
+
+@pytest.mark.parametrize("count", [12, 14, 13])
+def test_lightning_sees_one_order_with_workers_and_without(count):
+    "Lightning reads a loader without workers no further than its last batch, and one with workers to its end."
+    alone = shown(count, 0)
+    assert alone == shown(count, 2) and len({str(epoch) for epoch in alone}) == 3
+    for epoch in alone: assert len(sum(epoch, [])) == len(set(sum(epoch, []))) == (12 if count == 13 else count)
+    assert alone[:2] == shown(count, 0, 2, limit_train_batches=3)[:2] or count == 14
+    loader = seeded_loader(TensorDataset(torch.arange(count)), 4, seed=3, training=True)
+    assert [[batch[0].tolist() for batch in loader] for _ in range(3)] == alone  # read to its end
+    loader.passes = 1
+    assert [batch[0].tolist() for batch in loader] == alone[1]  # an epoch needs none of those before it
+
+
+def test_the_order_is_lightnings_to_replace():
+    "Under several processes Lightning replaces a RandomSampler; where it overfits on purpose, it does so in one."
+    loader = seeded_loader(TensorDataset(torch.arange(12)), 4, training=True)
+    assert isinstance(loader.sampler, RandomSampler) and len(loader.sampler) == 12
+    assert shown(12, 0, 2, overfit_batches=2) == [[[0, 1, 2, 3], [4, 5, 6, 7]]] * 2
+    evaluation = seeded_loader(TensorDataset(torch.arange(12)), 4)
+    assert isinstance(evaluation.sampler, SequentialSampler) and not isinstance(evaluation.dataset, EpochSeeded)
+
+
 def test_loading_draws_nothing_from_the_global_generator():
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -277,6 +325,8 @@ def test_digits_splits_and_configuration():
     for made in (DigitsDataModule(image_size=20, in_channels=1, seed=3), DigitsDataModule(eval_transforms=steps)):
         again = create_datamodule(made.config.name, **made.config.arguments)
         assert again.config == made.config and again.input_shape == made.input_shape
+        assert create_datamodule(made.config).config == made.config == create_datamodule(made.config.model_dump()).config
+        assert create_datamodule(made.config, seed=4).seed == 4
         assert torch.equal(next(iter(again.train_dataloader()))[0], next(iter(made.train_dataloader()))[0])
     with pytest.raises(ConfigError, match="a split is one of"): Digits("training")
     with pytest.raises(ConfigError, match="in_channels"): DigitsDataModule(in_channels=2)
@@ -295,6 +345,7 @@ def test_folder_module(root):
     gray = ImageFolderDataModule(root, image_size=24, mode="L", mean=[0.5], std=[0.5], num_workers=0)
     assert next(iter(gray.train_dataloader()))[0].shape[1:] == (1, 24, 24)
     assert data.show_batch(count=4).axes
+    with pytest.raises(ConfigError, match="a split is 'train' or 'val' or 'test', got 'valid'"): data.show_batch("valid")
     with pytest.raises(ConfigError, match="make no batch"): ImageFolderDataModule(root, eval_transforms=Compose([Resize(9), ToTensor()]))
 
 

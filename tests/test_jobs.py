@@ -267,3 +267,106 @@ def test_several_labels_and_a_head_of_one_are_refused_before_anything_is_written
     with pytest.raises(ConfigError, match="the data have a target for every class"):
         fit(data, "resnet18", runs=tmp_path / "runs", registry=tmp_path / "registry", accelerator="cpu", progress=False)
     assert not os.listdir(tmp_path)
+
+
+SMALL = {"name": "resnet", "arguments": {"block_type": "basic", "layers": [1, 1, 1, 1]}}
+
+
+@pytest.fixture
+def here(tmp_path):
+    return dict(epochs=1, runs=tmp_path / "runs", registry=tmp_path / "registry", accelerator="cpu", progress=False, prove=False)
+
+
+def shapes(**arguments): return ShapesDataModule(**{"image_size": 32, "batch_size": 4, "lengths": (12, 4, 4), **arguments})
+
+
+def segmenter(**arguments): return create_model(backbone=SMALL, head={"name": "fcn", "arguments": {"hidden_channels": 8}}, num_classes=4, **arguments)
+
+
+def test_a_model_that_comes_in_evaluation_mode_is_trained(here):
+    model = segmenter(auxiliary={"name": "fcn", "arguments": {"hidden_channels": 8}}).eval()
+    before = model.backbone.stem.norm.running_mean.clone()
+    result = fit(shapes(), model, **here)
+    assert not torch.equal(result.model.backbone.stem.norm.running_mean, before) and "train/loss_aux" in result.metrics
+
+
+def test_a_norm_that_was_set_to_evaluation_stays_so(here):
+    model = segmenter().train()
+    frozen = model.backbone.stem.norm.eval()
+    before = frozen.running_mean.clone()
+    result = fit(shapes(), model, **here)
+    assert torch.equal(result.model.backbone.stem.norm.running_mean, before)
+
+
+@pytest.mark.parametrize("options", [dict(limit_val_batches=0), dict(check_val_every_n_epoch=5)])
+def test_without_validation_the_last_weights_are_kept(options, here, tmp_path):
+    result = fit(shapes(), segmenter(), **{**here, "epochs": 3}, **options)
+    *_, epoch = load_checkpoint(path=next((tmp_path / "runs").glob("*/best.pt")), model=segmenter())
+    assert epoch == 2 and not any(k.startswith("val/") for k in result.metrics) and "test/miou" in result.metrics
+
+
+def test_a_job_without_a_test_is_registered_all_the_same(here):
+    result = fit(shapes(), segmenter(), **here, limit_test_batches=0)
+    assert result.picture is None and str(result.version) == "segmenter@1.0.0" and not any(k.startswith("test/") for k in result.metrics)
+
+
+def test_callbacks_as_lightning_takes_them(here, tmp_path):
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+    kept = ModelCheckpoint(tmp_path / "own")
+    for callbacks in (None, kept, [LearningRateMonitor()]): fit(shapes(), segmenter(), **here, callbacks=callbacks)
+    assert list((tmp_path / "own").glob("*.ckpt"))
+
+
+def test_pictures_of_masks_whose_border_has_any_number(here, tmp_path):
+    class Marked(Shapes):
+        def __getitem__(self, i):
+            image, mask = super().__getitem__(i)
+            mask[:4] = 254
+            return image, mask
+    data = SegmentationDataModule(*(Marked(8, 32, seed=i) for i in range(2)), image_size=32, batch_size=4, ignore_index=254, num_workers=0)
+    result = fit(data, segmenter(), **here)
+    assert list((result.run_dir / "pictures").iterdir()) and result.picture.exists()
+
+
+def test_a_class_called_as_a_step_is_measured_too(here):
+    class Named(Shapes):
+        class_names = ("ground", "foot_step", "last_epoch", "triangle")
+    data = SegmentationDataModule(*(Named(8, 32, seed=i) for i in range(2)), Named(12, 32, seed=2), image_size=32, batch_size=4, num_workers=0)
+    result = fit(data, segmenter(), **here)
+    assert {"test/iou/foot_step", "test/iou/last_epoch", "train/loss"} <= set(result.metrics) and "train/loss_step" not in result.metrics
+
+
+class Torchvisions(nn.Module):
+    "A segmenter of torchvision's kind: a dict also in evaluation."
+    num_classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.inner = segmenter()
+
+    def forward(self, x): return {"out": self.inner(x)}
+
+
+def test_a_model_that_gives_a_dict_is_trained_and_drawn(here):
+    result = fit(shapes(), Torchvisions(), **here)
+    assert result.picture.exists() and "test/miou" in result.metrics
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(precision="bf16-true"), "bf16-mixed"), (dict(loss=nn.CrossEntropyLoss()), "ignore_index=255"),
+    (dict(loss={}), "a sum of losses is a mapping"), (dict(loss={"cross_entropy": 0}), "a weight above 0"), (dict(callbacks=3), "Trainer refuses")])
+def test_what_cannot_train_is_refused_before_anything_is_written(wrong, says, here, tmp_path):
+    with pytest.raises(ConfigError, match=says): fit(shapes(), segmenter(), **here, **wrong)
+    assert not os.listdir(tmp_path)
+
+
+def test_pictures_say_what_they_need(tmp_path):
+    from lightning.pytorch import Trainer
+
+    from flame_vision.training import Pictures
+    quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    data = shapes()
+    with pytest.raises(ConfigError, match="datamodule="):
+        trainer = Trainer(max_epochs=1, callbacks=[Pictures(tmp_path)], **quiet)
+        trainer.fit(SegmentationModule(segmenter()), data.train_dataloader(), data.val_dataloader())
+    with pytest.raises(ConfigError, match="at least 1"): Pictures(tmp_path, count=0)

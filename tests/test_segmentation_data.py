@@ -256,6 +256,62 @@ def test_split_folders_are_kept(root, tmp_path):
     assert [len(data.datasets[s]) for s in ("train", "val", "test")] == [8, 8, 8] and not data.held_out and data.num_classes == 4
 
 
+def parted(root, target, folders=("train", "val"), masks=None):
+    "The pairs of a folder below split folders: images/train, masks/train."
+    for kind, names in (("images", folders), ("masks", masks or folders)):
+        for name in names: shutil.copytree(root / kind, target / kind / name)
+    return target
+
+
+def in_splits(root, **options):
+    data = MaskFolderDataModule(root, image_size=24, num_workers=0, **options)
+    return {split: set(pairs.data.files) for split, pairs in data.datasets.items()}
+
+
+def test_split_folders_below_those_of_pictures_are_kept(root, tmp_path):
+    nested = parted(root, tmp_path / "nested", ("train", "Valid", "test"), ("train", "val", "test"))
+    (nested / "images" / "test" / "0.jpg").unlink(); (nested / "masks" / "test" / "0.png").unlink()
+    found = in_splits(nested)
+    assert [len(found[s]) for s in ("train", "val", "test")] == [8, 8, 7]
+    assert {(image.split("/")[1], mask.split("/")[1]) for image, mask in found["val"]} == {("Valid", "val")}
+    shutil.copy(root / "images" / "0.jpg", nested / "images" / "stray.jpg")
+    with pytest.raises(DataError, match="images/stray.jpg: lies outside of the split folders"): in_splits(nested)
+    with pytest.warns(UserWarning, match="stray"): assert in_splits(nested, on_error="skip") == found
+    shutil.rmtree(nested / "masks" / "val")
+    with pytest.raises(DataError, match="masks' has 'test' and 'train', and no folder 'val'"): in_splits(nested, on_error="skip")
+
+
+def test_a_split_folder_that_is_missing_is_not_made_up(root, tmp_path):
+    with pytest.raises(DataError, match="has 'test' and 'train', and no folder 'val'"): in_splits(parted(root, tmp_path / "below", ("train", "test")))
+    for split in ("train", "test"):
+        for folder in ("images", "masks"): shutil.copytree(root / folder, tmp_path / "above" / split / folder)
+    with pytest.raises(DataError, match="above' has 'test' and 'train', and no folder 'val'"): in_splits(tmp_path / "above")
+    with pytest.raises(DataError, match="two of them mean the same"): in_splits(parted(root, tmp_path / "twice", ("train", "val", "valid")))
+    (root / "test").mkdir()  # pictures without masks beside those with them
+    assert sum(map(len, in_splits(root, fractions=(0.5, 0.25, 0.25)).values())) == 8
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_a_split_in_which_no_pixel_counts(root, tmp_path, below):
+    for split in ("train", "val"):
+        for kind in ("images", "masks"): shutil.copytree(root / kind, tmp_path / "own" / (f"{kind}/{split}" if below else f"{split}/{kind}"))
+    masks = sorted((tmp_path / "own" / ("masks/val" if below else "val/masks")).rglob("*.png"))
+    for path in masks[1:]: PIL.Image.new("L", (32, 32), 255).save(path)
+    names = dict(class_names=Shapes().class_names)
+    assert len(in_splits(tmp_path / "own", **names)["val"]) == 8  # some pixels count
+    PIL.Image.new("L", (32, 32), 255).save(masks[0])
+    with pytest.raises(DataError, match="in no mask of 'val' is there a pixel that counts"): in_splits(tmp_path / "own", **names)
+    assert len(in_splits(tmp_path / "own", verify="header", **names)["val"]) == 8  # nobody has looked
+    for path in (root / "masks").rglob("*.png"): PIL.Image.new("L", (32, 32), 255).save(path)
+    with pytest.raises(DataError, match="in no mask is there a pixel that counts"): MaskFolder(root, **names)
+
+
+def test_class_names_stand_for_one_class_each(root):
+    for make in (MaskFolder, lambda root, class_names: MaskFolderDataModule(root, class_names=class_names, num_workers=0),
+                 lambda root, class_names: SegmentationDataModule(Pairs(), Pairs(), class_names=class_names)):
+        with pytest.raises(ConfigError, match="class_names has 'a' twice"): make(root, class_names=["a", "b", "a", "c"])
+
+
 class Pairs(torch.utils.data.Dataset):
     "PIL pictures and masks of several sizes, as torchvision's VOCSegmentation gives them, with a border of 255."
     def __init__(self, wrong=None): self.wrong = wrong
@@ -281,6 +337,60 @@ def test_torchvisions_pairs():
     with pytest.raises(ConfigError, match="no pictures for 'val'"): SegmentationDataModule(Pairs(), [], class_names="abc")
     again = SegmentationDataModule(Pairs(), Pairs(), class_names="abc", num_workers=0)
     assert data.fingerprint() == again.fingerprint() != SegmentationDataModule(Pairs(), Shapes(5, 32), class_names="abcd").fingerprint()
+
+
+class Items(torch.utils.data.Dataset):
+    "What is given, one after another, and before it a good pair."
+    def __init__(self, *items): self.items = [(torch.zeros(3, 8, 8), torch.zeros(8, 8).long()), *items]
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.items[i]
+
+
+MASK = torch.zeros(8, 8).long()
+
+
+@pytest.mark.parametrize("item, reason", [
+    ((torch.full((3, 8, 8), 200.0), MASK), "pixels from 0 to 1, got 200 to 200; give uint8 for 0 to 255"),
+    ((torch.full((3, 8, 8), -2.0), MASK), "pixels from 0 to 1, got -2 to -2"),
+    ((torch.full((3, 8, 8), torch.nan), MASK), "pixels from 0 to 1, got nan"),
+    ((np.zeros((3, 8, 8), np.uint8), MASK), r"\(height, width, channels\) in uint8, got \[3, 8, 8\] in uint8"),
+    ((np.zeros((8, 8, 3)), MASK), "in uint8, got .* in float64"),
+    (("a.png", MASK), "a str is no image"),
+    ((torch.zeros(3, 8, 8), "a.png"), ""),
+    ((torch.zeros(3, 8, 9), MASK), "a mask of .* for a picture of"),
+    ({"image": torch.zeros(3, 8, 8), "mask": MASK}, r"expected is \(picture, mask\), got a dict"),
+    ((torch.zeros(3, 8, 8), MASK, 1), r"expected is \(picture, mask\), got a tuple of 3"),
+])
+def test_what_is_no_pair_is_named(item, reason):
+    data = SegmentationDataModule(Items(item), Items(), class_names="ab", image_size=8, num_workers=0)
+    with pytest.raises(DataError, match=f"^pair 1: .*{reason}"): data.datasets["train"][1]
+    assert data.datasets["train"][0][0].shape == (3, 8, 8)
+
+
+def test_pixels_that_resizing_took_a_little_too_far():
+    image = v2.functional.resize(torch.rand(3, 40, 40).round(), [30, 30], v2.InterpolationMode.BICUBIC, antialias=True) * 0.9
+    data = SegmentationDataModule(Items((image, MASK.new_zeros(30, 30))), Items(), class_names="ab", num_workers=0)
+    assert torch.equal(data.datasets["train"].pair(1)[0], image)
+
+
+@pytest.mark.parametrize("image", [torch.full((1, 8, 8), 102, dtype=torch.uint8), torch.full((8, 8), 0.4), np.full((8, 8), 102, np.uint8),
+                                   np.full((8, 8, 3), 102, np.uint8), PIL.Image.new("RGB", (8, 8), (102,) * 3), PIL.Image.new("L", (8, 8), 102)])
+def test_pictures_in_gray(image, root):
+    options = dict(mean=[0.5], std=[0.2], mode="L", image_size=8, batch_size=1, num_workers=0)
+    data = SegmentationDataModule(Items(), Items((image, MASK)), class_names="ab", **options)
+    pictures = [x for x, _ in data.val_dataloader()]
+    torch.testing.assert_close(pictures[1], torch.full((1, 1, 8, 8), -0.5))
+    assert data.input_shape == [1, 8, 8] and next(iter(data.train_dataloader()))[0].shape == (1, 1, 8, 8) and data.show_batch().axes
+    coloured = SegmentationDataModule(Items(), Items((image, MASK)), class_names="ab", image_size=8, num_workers=0)
+    assert coloured.datasets["val"][1][0].shape == (3, 8, 8)
+
+
+def test_a_folder_in_gray(root):
+    data = MaskFolderDataModule(root, mode="L", image_size=24, num_workers=0)
+    assert next(iter(data.val_dataloader()))[0].shape[1] == 1 and data.input_shape == [1, 24, 24]
+    assert create_datamodule(data.config).config == data.config and data.config.arguments["mode"] == "L"
+    with pytest.raises(ConfigError, match="mode is 'RGB' or 'L', got 'gray'"): MaskFolderDataModule(root, mode="gray", num_workers=0)
+    with pytest.raises(ConfigError, match="a split is 'train' or 'val' or 'test', got 'valid'"): data.show_batch("valid")
 
 
 # Names of classes in a file, and splits in lists

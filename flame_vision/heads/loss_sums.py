@@ -40,6 +40,7 @@ class WeightedSum(BaseLoss):
             raise ConfigError(f"a sum of losses is a mapping such as {{'cross_entropy': 1.0, 'dice': 0.5}}, got {parts!r}")
         described = {name: weight_and_arguments(name, part) for name, part in parts.items()}
         self.weights = {name: weight for name, (weight, _) in described.items()}
+        if not any(self.weights.values()): raise ConfigError(f"a sum of losses needs a weight above 0, got {self.weights}")
         self.losses = nn.ModuleDict({name: create_loss(name, **arguments) for name, (_, arguments) in described.items()})
         kinds = {name: loss.multi_label for name, loss in self.losses.items()}
         if len(set(kinds.values())) > 1: raise ConfigError(f"one label and a target for every class cannot be had at once: {', '.join(kinds)}")

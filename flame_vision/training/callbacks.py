@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
-from ..core.errors import StoppedError, TrainingError
+from ..core.errors import ConfigError, StoppedError, TrainingError
+from ..data.datamodules import ImageDataModule
 from ..plots import png_of
 from .hardest import examples_at
 from .tracking import log_figure
@@ -47,7 +48,7 @@ class Speed(Callback):
 
 # %% ../../nbs/training/712_callbacks.ipynb #cc55a87a
 class BestCheckpoint(Checkpoint):
-    "Keeps the weights of the best validation so far, as a checkpoint that `load_checkpoint` reads."
+    "Keeps the weights of the best validation so far, without one the last, as a checkpoint that `load_checkpoint` reads."
     def __init__(self,
         path: str | os.PathLike,        # Where to keep it
         monitor: str = "val/accuracy",  # Metric to watch, the higher the better
@@ -61,8 +62,10 @@ class BestCheckpoint(Checkpoint):
             if not math.isfinite(metrics.get(name, 0.0)):
                 raise TrainingError(f"{name.removesuffix('_epoch')} is {metrics[name]} in epoch {trainer.current_epoch}; "
                                     "a lower learning_rate often helps")
-        if metrics.get(self.monitor, 0.0) <= self.best or not trainer.is_global_zero: return
-        self.best, self.metrics = metrics.get(self.monitor, 0.0), metrics
+        reached = metrics.get(self.monitor, math.nan)
+        unknown = math.isnan(reached) and self.best == float("-inf")  # nothing was validated yet: the last weights are as good as any
+        if not (reached > self.best or unknown) or not trainer.is_global_zero: return
+        self.best, self.metrics = (self.best if unknown else reached), metrics
         save_checkpoint(model=pl_module.model, optimizer=trainer.optimizers[0], epoch=trainer.current_epoch, path=self.path,
                         metrics=metrics, class_names=pl_module.class_names)
 
@@ -89,13 +92,18 @@ def quiet_lightning() -> Iterator[None]:
 
 # %% ../../nbs/training/712_callbacks.ipynb #fae0d514
 class Pictures(Callback):
-    "Draws what the model says of the same few validation images as the training goes on."
+    "Draws what the model says of the same few validation images as the training goes on. Raises: ConfigError."
     def __init__(self,
         folder: str | os.PathLike,  # Where to write `epoch_000.png` and so on; made when needed
         count: int = 8,             # Images
         most: int = 10,             # Epochs to draw, about, from the first to the last
     ):
+        if count < 1 or most < 1: raise ConfigError(f"count and most must be at least 1, got {count} and {most}")
         self.folder, self.count, self.most = Path(folder), count, most
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(getattr(trainer, "datamodule", None), ImageDataModule): return
+        raise ConfigError("Pictures draws from a data module of ours; call trainer.fit(module, datamodule=…)")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         epoch, last = trainer.current_epoch, (trainer.max_epochs or 1) - 1

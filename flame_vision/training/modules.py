@@ -93,6 +93,9 @@ class Steps(LightningModule):
     ) -> Any:                               # What the model gives
         return self.model(images)
 
+    def on_fit_start(self) -> None:
+        if not self.model.training: self.model.train()  # as it comes from a registry; Lightning keeps the mode that it finds
+
     def on_test_start(self) -> None: self.tested = []
     def training_step(self, batch: Any, index: int) -> Tensor: return self.step(batch, "train")
     def validation_step(self, batch: Any, index: int) -> None: self.step(batch, "val")
