@@ -223,7 +223,10 @@ def test_a_label_that_is_none_is_named(label, says):
 @pytest.mark.parametrize("image, says", [
     ("a.png", "a str is no image"), (None, "a NoneType is no image"), (torch.zeros(3, 4, 4, dtype=torch.int64), "uint8, or floating-point"),
     (torch.zeros(16), "[channels, height, width], got [16]"), (torch.zeros(5, 4, 4), "1 or 3 channels"), (np.zeros((4, 4, 7), np.uint8), "image 0: "),
-    (np.zeros((4, 4), np.float32), "floating-point pixels")])
+    (np.zeros((4, 4), np.float32), "in uint8, got [4, 4] in float32"),
+    (np.zeros((3, 4, 5), np.uint8), "(height, width, channels) in uint8, got [3, 4, 5]"),
+    (torch.full((3, 4, 4), 200.0), "from 0 to 1, got 200 to 200"),
+    (torch.full((4, 4), torch.nan), "from 0 to 1, got nan to nan")])
 def test_an_image_that_is_none_is_named(image, says):
     with pytest.raises(DataError) as caught: ClassificationDataModule(Pairs([image], [0]), Pairs(GRAY, [0]), class_names="ab", **PLAIN)
     assert says in str(caught.value) and str(caught.value).startswith("image 0: ")
@@ -239,7 +242,8 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     for args, names, says in [
             ((good, good), None, "Pairs does not say what its classes are called; give class_names"),
             ((good, []), "ab", "no pictures for 'val'"), ((good, good, Subset(good, [])), "ab", "no pictures for 'test'"),
-            ((good, good), "a", "at least two classes"), ((Endless(), good), "ab", "train is a data set with a length"),
+            ((good, good), "a", "at least two classes"), ((good, good), "aba", "class_names has 'a' twice"),
+            ((Endless(), good), "ab", "train is a data set with a length"),
             ((good, "folder"), None, "val is a data set with a length and an item for each number, got a str"),
             ((good, 3), "ab", "val is a data set"),
             ((datasets.ImageFolder(folder, flip),) * 2, None, "has transforms of its own"),
@@ -250,7 +254,7 @@ def test_what_cannot_be_used_is_refused(tmp_path):
             ((Pairs(GRAY, [[0, 1]] * 5), good), "ab", "'val' has one label for an image, and 'train' has a target for each class")]:
         with pytest.raises(ConfigError) as caught: ClassificationDataModule(*args, class_names=names, **PLAIN)
         assert says in str(caught.value), str(caught.value)
-    with pytest.raises(DataError, match=r"image 0: expected is \(image, label\), got a tuple"):
+    with pytest.raises(DataError, match=r"image 0: expected is \(image, label\), got a tuple of 3"):
         ClassificationDataModule(Triples(GRAY, [0]), good, class_names="ab", **PLAIN)
     with pytest.raises(ConfigError, match="make no batch"):
         ClassificationDataModule(good, good, class_names="ab", eval_transforms=[Resize(16), ToTensor()], num_workers=0)
@@ -324,7 +328,7 @@ def test_titles_are_the_names_that_are_there():
     data = ClassificationDataModule(TensorDataset(torch.rand(4, 3, 16, 16), torch.tensor([[1.0, 0, 1], [0, 0, 0], [0.2, 0.9, 0], [1, 1, 1]])),
                                     several(4), class_names=["circle", "square", "triangle"], num_workers=0, **unchanged())
     assert data.multi_label and data.datasets["train"][2][1].tolist() == pytest.approx([0.2, 0.9, 0])
-    order = torch.randperm(4, generator=torch.Generator().manual_seed(0)).tolist()
+    order = list(data.train_dataloader().sampler)
     wanted = ["circle, triangle", "none", "square", "circle, square,\ntriangle"]
     assert [ax.get_title() for ax in data.show_batch().axes] == [wanted[i] for i in order]
     images, targets = batches(data, "val")[0]
@@ -348,7 +352,7 @@ def test_fit_goes_all_the_way(tmp_path, kind):
     data = ClassificationDataModule(*splits, class_names=names, batch_size=8, num_workers=0, train_transforms=steps, eval_transforms=steps)
     result = fit(data, network(multi_label=kind == "several"), epochs=1, runs=tmp_path / "runs", registry=tmp_path / "registry",
                  accelerator="cpu", progress=False, prove=False)
-    assert result.headline[0] == ("accuracy" if kind == "one" else "map") and 0 <= result.metrics[f"test/{result.headline[0]}"] <= 1
+    assert result.module.headline[0] == ("accuracy" if kind == "one" else "map") and 0 <= result.metrics[f"test/{result.module.headline[0]}"] <= 1
     assert result.picture.exists() and result.version.manifest.data["fingerprint"] == data.fingerprint()
     record = result.version.manifest
     assert record.data["name"] == "ClassificationDataModule" and list(record.class_names) == list(data.class_names)

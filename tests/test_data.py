@@ -27,7 +27,7 @@ from flame_vision.data import (
     scan_folder,
     stratified_split,
 )
-from flame_vision.data.datamodules import EpochSeeded, seeded_loader
+from flame_vision.data.datamodules import EpochSeeded, first_samples, seeded_loader
 from flame_vision.transforms import Compose, Resize, ToTensor
 
 CLASSES = {"cat": 12, "dog": 9, "Ünïcode 猫": 6}
@@ -345,6 +345,8 @@ def test_folder_module(root):
     gray = ImageFolderDataModule(root, image_size=24, mode="L", mean=[0.5], std=[0.5], num_workers=0)
     assert next(iter(gray.train_dataloader()))[0].shape[1:] == (1, 24, 24)
     assert data.show_batch(count=4).axes
+    first, _ = next(iter(data.train_dataloader()))
+    for (image, _), same in zip(first_samples(data.datasets, "train", 4, data.seed), first, strict=True): assert torch.equal(image, same)
     with pytest.raises(ConfigError, match="a split is 'train' or 'val' or 'test', got 'valid'"): data.show_batch("valid")
     with pytest.raises(ConfigError, match="make no batch"): ImageFolderDataModule(root, eval_transforms=Compose([Resize(9), ToTensor()]))
 

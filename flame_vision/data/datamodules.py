@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'register_dataset', 'list_datasets', 'create_datamodule', 'seed_worker', 'usable_cpus', 'EpochSeeded',
-           'EpochLoader', 'seeded_loader', 'fixed_shape', 'normalization_of', 'ImageDataModule', 'digit_statistics',
-           'DigitsDataModule', 'ImageFolderDataModule']
+           'EpochSampler', 'EpochLoader', 'seeded_loader', 'fixed_shape', 'normalization_of', 'first_samples',
+           'ImageDataModule', 'digit_statistics', 'DigitsDataModule', 'ImageFolderDataModule']
 
 # %% ../../nbs/data/510_datamodules.ipynb #2b8601b1
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
@@ -19,7 +20,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from ..core.errors import ConfigError
 from ..core.names import Catalogue, Made
-from ..parts import Configurable, Part
+from ..parts import Configurable, Part, part_config
 from ..plots import show_images
 from ..schemas import PartConfig
 from ..transforms import (IMAGENET_MEAN, IMAGENET_STD, RGB, Compose, Grayscale, Normalize, RandomAffine, Resize, ToTensor,
@@ -50,12 +51,13 @@ def list_datasets(
 
 # %% ../../nbs/data/510_datamodules.ipynb #22844aa5
 def create_datamodule(
-    name: str,        # Name in the catalogue: `"digits"`, `"folder"`
-    **arguments: Any, # What to make it with
+    name: str | PartConfig | Mapping, # Name in the catalogue: `"digits"`, `"folder"`; or a configuration, as `config` gives it
+    **arguments: Any,                 # What to make it with; they win over a configuration's
 ) -> "ImageDataModule":
-    "Make a data module by name. Raises: UnknownNameError, UnknownArgumentError, DataError."
-    data = DATASETS.create(name, **arguments)
-    data._name = DATASETS.canonical(name)
+    "Make a data module. Raises: UnknownNameError, UnknownArgumentError, DataError, ConfigError."
+    config = part_config(name)
+    data = DATASETS.create(config.name, **{**config.arguments, **arguments})
+    data._name = DATASETS.canonical(config.name)
     return data
 
 # %% ../../nbs/data/510_datamodules.ipynb #be9cc2d7
@@ -84,10 +86,26 @@ class EpochSeeded(Dataset):
     def __len__(self) -> int: return len(self.data)
 
     def __getitem__(self, index: int) -> Any:
-        words = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(words[0] >> 1))  # not `torch.manual_seed`, which visits every kind of device
+            torch.default_generator.manual_seed(self.seed_of(index))  # not `torch.manual_seed`, which visits every kind of device
             return self.data[index]
+
+    def seed_of(self, index: int) -> int:
+        "Seed of an item in this epoch."
+        return int(np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)[0] >> 1)
+
+# %% ../../nbs/data/510_datamodules.ipynb #322aff77
+class EpochSampler(RandomSampler):
+    "An order that depends on seed and epoch, and on nothing else."
+    def __init__(self,
+        data: EpochSeeded, # Knows both
+    ):
+        super().__init__(data)
+
+    def __iter__(self) -> Iterator[int]:
+        count = len(self.data_source)
+        seed = self.data_source.seed_of(count)  # no item has this number
+        return iter(torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist())
 
 # %% ../../nbs/data/510_datamodules.ipynb #6d5f6dc2
 class EpochLoader(DataLoader):
@@ -95,7 +113,7 @@ class EpochLoader(DataLoader):
     passes = 0
 
     def __iter__(self):
-        if isinstance(self.dataset, EpochSeeded): self.dataset.epoch.fill_(self.passes)
+        if isinstance(self.dataset, EpochSeeded): self.dataset.epoch.fill_(self.passes)  # before the sampler and the workers ask
         self.passes += 1
         return super().__iter__()
 
@@ -110,10 +128,8 @@ def seeded_loader(
 ) -> DataLoader:
     "A loader whose batches depend on the seed alone."
     if training: data = EpochSeeded(data, seed)
-    def generator(): return torch.Generator().manual_seed(seed)
-    sampler = RandomSampler(data, generator=generator()) if training else None  # one of its own: workers draw from the loader's
-    return EpochLoader(data, batch_size=batch_size, sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0,
-        pin_memory=pin_memory, worker_init_fn=seed_worker, generator=generator(),
+    return EpochLoader(data, batch_size=batch_size, sampler=EpochSampler(data) if training else None, num_workers=num_workers,
+        persistent_workers=num_workers > 0, pin_memory=pin_memory, worker_init_fn=seed_worker, generator=torch.Generator().manual_seed(seed),
         drop_last=training and len(data) > 1 and len(data) % batch_size == 1)
 
 # %% ../../nbs/data/510_datamodules.ipynb #51951623
@@ -135,6 +151,18 @@ def normalization_of(
     "Mean and standard deviation of the last `Normalize` of a pipeline, where it has one."
     steps = [step for step in getattr(transform, "transforms", []) if hasattr(step, "mean") and hasattr(step, "std")]
     return (list(steps[-1].mean), list(steps[-1].std)) if steps else (None, None)
+
+# %% ../../nbs/data/510_datamodules.ipynb #986654f3
+def first_samples(
+    datasets: dict[str, Any],   # Split → data set
+    split: str,                 # Of which
+    count: int,                 # How many at most
+    seed: int = 0,              # Of order and augmentation
+) -> list[Any]:
+    "Items of a split, those that the first epoch of training begins with. Raises: ConfigError for a split that there is not."
+    if split not in datasets: raise ConfigError(f"a split is {' or '.join(map(repr, datasets))}, got {split!r}")
+    data = EpochSeeded(datasets[split], seed)
+    return [data[i] for i in islice(EpochSampler(data), count)]
 
 # %% ../../nbs/data/510_datamodules.ipynb #b321fd1d
 class ImageDataModule(Configurable, LightningDataModule):
@@ -195,10 +223,8 @@ class ImageDataModule(Configurable, LightningDataModule):
         count: int = 16,      # How many at most
         **options: Any,       # For `show_images`: `columns`, `size`
     ) -> "Figure":
-        "The first pictures as a model gets them, with their labels."
-        order = torch.randperm(len(self.datasets[split]), generator=torch.Generator().manual_seed(self.seed)).tolist()[:count]
-        data = EpochSeeded(self.datasets[split], self.seed)
-        images, labels = zip(*[data[i] for i in order])
+        "The first pictures as a model gets them, with their labels. Raises: ConfigError."
+        images, labels = zip(*first_samples(self.datasets, split, count, self.seed))
         mean, std = self.normalization
         return show_images(images, [self.class_names[int(i)] for i in labels], mean=mean, std=std, **options)
 

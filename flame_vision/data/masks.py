@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLASS_FILES', 'mask_numbers', 'load_mask', 'MaskReport', 'stem_of', 'by_stem', 'look_at_pair', 'scan_masks',
-           'pair_up', 'lines_of', 'names_in', 'class_names_in', 'MaskFolder', 'settle_masks']
+           'pair_up', 'lines_of', 'names_in', 'repeated', 'class_names_in', 'MaskFolder', 'settle_masks',
+           'check_counted']
 
 # %% ../../nbs/data/508_masks.ipynb #7c4731d9
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -60,6 +62,7 @@ class MaskReport:
     class_names: tuple[str, ...] = ()                           # Of the numbers in the masks
     files: list[tuple[str, str]] = field(default_factory=list)  # Picture and mask, relative to the root
     problems: list[Problem] = field(default_factory=list)       # All of them
+    blank: set[str] = field(default_factory=set)                # Masks in which no pixel counts, of those that were read
 
     listing = FolderReport.listing
 
@@ -146,6 +149,7 @@ def scan_masks(
             problems.append(Problem(pair[1], f"class {which}, where there are {len(report.class_names)} classes"))
         report.problems += problems
         if not problems: report.files.append(pair)
+        if some == {ignore_index}: report.blank.add(pair[1])
     if verify == "decode" and numbers == {0} and any(255 in some for _, some in found):
         raise DataError(f"the masks in {root!r} hold only 0 and 255, and 255 is ignored; "
                         "save the foreground as 1, so that there is something to learn")
@@ -190,6 +194,13 @@ def names_in(
     "The names that a text file lists. Raises: MissingPathError, DataError."
     return [line for line in lines_of(path, "names") if line]
 
+# %% ../../nbs/data/508_masks.ipynb #c06389fa
+def repeated(
+    names: Sequence[Any], # Of classes
+) -> list[str]:
+    "Those that stand there more than once."
+    return [name for name, count in Counter(map(str, names)).items() if count > 1]
+
 # %% ../../nbs/data/508_masks.ipynb #632965af
 CLASS_FILES = ("classes.txt", "codes.txt")
 
@@ -204,12 +215,14 @@ def class_names_in(
         if len(there) > 1: raise ConfigError(f"{os.fspath(root)!r} has {' and '.join(there)}; say which with class_names={there[0]!r}")
         if not there: return None
         class_names = there[0]
-    if not isinstance(class_names, (str, os.PathLike)): return tuple(map(str, class_names))
+    if not isinstance(class_names, (str, os.PathLike)):
+        if twice := repeated(class_names): raise ConfigError(f"class_names has {', '.join(map(repr, twice))} twice")
+        return tuple(map(str, class_names))
     file = os.path.join(root, class_names)
     lines = lines_of(file, "class names")
     while lines and not lines[-1]: lines.pop()
     if "" in lines: raise DataError(f"line {lines.index('') + 1} of {file!r} is empty, and a name is missing there for the number {lines.index('')}")
-    if twice := sorted({name for name in lines if lines.count(name) > 1}): raise DataError(f"{file!r} lists {', '.join(map(repr, twice))} twice")
+    if twice := repeated(lines): raise DataError(f"{file!r} lists {', '.join(map(repr, twice))} twice")
     return tuple(lines)
 
 # %% ../../nbs/data/508_masks.ipynb #437f6d56
@@ -227,7 +240,7 @@ class MaskFolder(Dataset):
         verify: str = "decode",                     # `"decode"` reads every pixel beforehand, `"header"` sizes, `"none"` nothing
         report: MaskReport | None = None,           # A scan that was settled already
     ):
-        self.report = report or settle_masks(scan_masks(root, images, masks, class_names, ignore_index, names, verify), on_error)
+        self.report = report or check_counted(settle_masks(scan_masks(root, images, masks, class_names, ignore_index, names, verify), on_error))
         self.root, self.class_names, self.files = self.report.root, self.report.class_names, self.report.files
         self.transforms, self.ignore_index = transforms, ignore_index
 
@@ -266,3 +279,13 @@ def settle_masks(
         raise DataError(f"the masks in {report.root!r} hold {len(report.class_names)} class; a segmenter tells at least two apart")
     if count: warnings.warn(f"left out: {what}", stacklevel=3)
     return report
+
+# %% ../../nbs/data/508_masks.ipynb #9d9459d0
+def check_counted(
+    report: MaskReport, # Settled
+    split: str = "",    # What it is for
+) -> MaskReport:
+    "Make sure that some pixel counts, as far as masks were read. Raises: DataError that names the split."
+    if not all(mask in report.blank for _, mask in report.files): return report
+    raise DataError(f"{report.root!r}: in no mask{f' of {split!r}' * bool(split)} is there a pixel that counts, such as {report.files[0][1]!r}; "
+                    "all of them hold nothing but ignore_index")

@@ -18,17 +18,19 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 from ..core.errors import ConfigError, DataError, ShapeError
-from .datamodules import EpochSeeded, ImageDataModule, fixed_shape, register_dataset
+from .classification import MODES, picture_of, two_of
+from .datamodules import ImageDataModule, first_samples, fixed_shape, register_dataset
 from .folders import digest
 from .masks import mask_numbers
 from .shapes import Shapes
 from .torchvision_datasets import described, given_splits, names_for
+from ..images import reason_of
 from ..parts import Unwritten
 from ..plots import INK, MUTED, pixels, show_images
-from ..preprocessing import whole_image_transforms
+from ..preprocessing import channel_statistics, whole_image_transforms
 from ..schemas import PartConfig
 from ..segmentations import class_colors, paint
-from ..transforms import (IMAGENET_MEAN, IMAGENET_STD, RGB, Compose, Normalize, RandomHorizontalFlip, ToTensor, Transform,
+from ..transforms import (IMAGENET_MEAN, IMAGENET_STD, Compose, Normalize, RandomHorizontalFlip, ToTensor, Transform,
     build_transforms, crop_size, register_transform)
 
 # %% ../../nbs/data/512_segmentation.ipynb #4b7dfc44
@@ -98,18 +100,22 @@ class MaskPairs(Dataset):
         num_classes: int,               # Classes that a mask may hold
         ignore_index: int = 255,        # What else it may hold
         transform: Callable[..., Any] | None = None, # Joint transform
+        mode: str = "RGB",              # `"RGB"` or `"L"`, gray
     ):
-        self.data, self.num_classes, self.ignore_index, self.transform = data, num_classes, ignore_index, transform
+        self.data, self.num_classes, self.ignore_index, self.transform, self.mode = data, num_classes, ignore_index, transform, mode
 
     def __len__(self) -> int: return len(self.data)
 
     def pair(self, index: int) -> tuple[Any, Tensor]:
         "A picture and its mask before the transform. Raises: DataError that names the pair."
-        image, mask = self.data[index]
-        if isinstance(image, np.ndarray): image = PIL.Image.fromarray(image)
-        if isinstance(image, PIL.Image.Image): image = RGB()(image)
-        try: mask = mask_numbers(mask)
-        except DataError as e: raise DataError(f"pair {index}: {e}") from None
+        item = self.data[index]
+        try:
+            image, mask = two_of(item, "(picture, mask)")
+            mask = mask_numbers(mask)
+            bare = isinstance(image, PIL.Image.Image)  # stays as it lies, for nobody would turn its mask
+            image = MODES[self.mode](image) if bare else picture_of(image, self.mode)
+        except MemoryError: raise
+        except Exception as e: raise DataError(f"pair {index}: {e if isinstance(e, ValueError) else reason_of(e)}") from e
         if tuple(TF.get_size(image)) != tuple(mask.shape):
             raise DataError(f"pair {index}: a mask of {list(mask.shape)} for a picture of {TF.get_size(image)}")
         if (bad := ((mask < 0) | (mask >= self.num_classes)) & (mask != self.ignore_index)).any():
@@ -157,14 +163,18 @@ class SegmentationDataModule(ImageDataModule):
         scale: Sequence[float] = (0.5, 2.0),            # Smallest and largest shorter side in training, as parts of the size
         ignore_index: int = 255,                        # Number of the pixels that do not count
         seed: int = 0,                                  # Of order and augmentation
+        mode: str = "RGB",                              # What pictures are turned into: `"RGB"`, `"L"` for gray
         num_workers: int | None = None,                 # Processes that read pictures; one per CPU, eight at most, when None
         pin_memory: bool | None = None,                 # Page-locked batches; where there is a GPU, when None
     ):
         super().__init__(batch_size, num_workers, seed, pin_memory)
+        if mode not in MODES: raise ConfigError(f"mode is {' or '.join(map(repr, MODES))}, got {mode!r}")
         whole = given_splits(train, val, test, self.task, class_names)
         self.class_names, self.ignore_index, self.held_out = names_for(whole, class_names), ignore_index, test is not None
-        self.picture_shapes = [[3, 480, 640], [3, 301, 199]]
-        self.datasets = {split: MaskPairs(data, self.num_classes, ignore_index) for split, data in whole.items()}
+        channels = len(mode)
+        mean, std = (channel_statistics(tuple(values), channels) for values in (mean, std))
+        self.picture_shapes = [[channels, 480, 640], [channels, 301, 199]]
+        self.datasets = {split: MaskPairs(data, self.num_classes, ignore_index, mode=mode) for split, data in whole.items()}
         self.use_transforms(train_transforms or segmentation_transforms(image_size, True, mean, std, scale, ignore_index=ignore_index),
                             eval_transforms or segmentation_transforms(image_size, False, mean, std))
 
@@ -192,10 +202,8 @@ class SegmentationDataModule(ImageDataModule):
         count: int = 6,       # How many at most
         **options: Any,       # For `show_images`: `columns`, `size`
     ) -> "Figure":
-        "The first pictures as a model gets them, below each its mask over it, and the classes that are to be seen."
-        order = torch.randperm(len(self.datasets[split]), generator=torch.Generator().manual_seed(self.seed)).tolist()[:count]
-        data = EpochSeeded(self.datasets[split], self.seed)
-        pairs = [(image, mask.where(mask != self.ignore_index, 255)) for image, mask in map(data.__getitem__, order)]
+        "The first pictures as a model gets them, below each its mask over it, and the classes that are to be seen. Raises: ConfigError."
+        pairs = [(image, mask.where(mask != self.ignore_index, 255)) for image, mask in first_samples(self.datasets, split, count, self.seed)]
         views = [painted(*pair, *self.normalization) for pair in pairs]
         figure = show_images([view for row in zip(*views) for view in row], **{"columns": len(views), **options})
         return add_legend(figure, torch.cat([mask.flatten() for _, mask in pairs]), self.class_names)
@@ -268,4 +276,4 @@ class ShapesDataModule(SegmentationDataModule):
         if len(lengths) != 3: raise ConfigError(f"lengths are those of training, validation and test, got {list(lengths)}")
         splits = [Shapes(length, image_size, max_shapes, 3 * seed + i) for i, length in enumerate(lengths)]
         super().__init__(*splits, None, image_size, batch_size, train_transforms, eval_transforms, mean, std, scale, 255, seed,
-            num_workers, pin_memory)
+            num_workers=num_workers, pin_memory=pin_memory)

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision import datasets, tv_tensors
 from ..core.errors import ConfigError, DataError
-from .masks import mask_numbers
+from .masks import mask_numbers, repeated
 from ..images import reason_of
 
 # %% ../../nbs/data/509_torchvision_datasets.ipynb #d0c0de4d
@@ -240,6 +240,7 @@ def names_for(
     names = class_names if class_names is not None else owns["train"]
     if names is None: raise ConfigError(f"{type(splits['train']).__name__} does not say what its classes are called; give class_names")
     if len(names) < 2: raise ConfigError(f"a model tells at least two classes apart, got class_names={list(names)}")
+    if class_names is not None and (twice := repeated(names)): raise ConfigError(f"class_names has {', '.join(map(repr, twice))} twice")
     for split, own in owns.items():
         if own is None or list(own) == list(names)[:len(own)]: continue
         theirs, ours = (", ".join(map(str, some[:6])) for some in (own, names))

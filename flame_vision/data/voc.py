@@ -50,4 +50,5 @@ class VOCSegmentationDataModule(MaskFolderDataModule):
         pin_memory: bool | None = None,                 # Page-locked batches; where there is a GPU, when None
     ):
         super().__init__(find_voc(root), "JPEGImages", "SegmentationClass", VOC_CLASSES, image_size, batch_size, train_transforms, eval_transforms,
-            mean, std, scale, 255, (0.8, 0.1, 0.1), "ImageSets/Segmentation", seed, on_error, verify, num_workers, pin_memory)
+            mean, std, scale, 255, (0.8, 0.1, 0.1), "ImageSets/Segmentation", seed, on_error, verify,
+            num_workers=num_workers, pin_memory=pin_memory)
