@@ -46,9 +46,10 @@ def test_declared_shapes_are_checked_in_this_suite():
     import torch
     from jaxtyping import TypeCheckError
 
-    from flame_vision.blocks import ConvBlock
+    from flame_vision.blocks import ConvBlock, list_blocks
     assert ConvBlock(3, 8)(torch.zeros(1, 3, 8, 8)).shape == (1, 8, 8, 8)
     with pytest.raises(TypeCheckError): ConvBlock(3, 8)(torch.zeros(3, 8, 8))
+    with pytest.raises(TypeCheckError): list_blocks(3)  # an annotation without a shape
 
 
 def test_declared_shapes_cost_nothing_outside_it():

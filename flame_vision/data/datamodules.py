@@ -226,7 +226,11 @@ class ImageDataModule(Configurable, LightningDataModule):
         "The first pictures as a model gets them, with their labels. Raises: ConfigError."
         images, labels = zip(*first_samples(self.datasets, split, count, self.seed))
         mean, std = self.normalization
-        return show_images(images, [self.class_names[int(i)] for i in labels], mean=mean, std=std, **options)
+        return show_images(images, list(map(self.title, labels)), mean=mean, std=std, **options)
+
+    def title(self, label: Any) -> str:
+        "What to call a label in a picture's title."
+        return self.class_names[int(label)]
 
     def fingerprint(self) -> str:
         "SHA-256 of the pictures and labels."

@@ -18,17 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 from ..core.errors import ConfigError, DataError, ShapeError
-from .classification import MODES, picture_of, two_of
-from .datamodules import ImageDataModule, first_samples, fixed_shape, register_dataset
+from .classification import MODES, GivenDataModule, picture_of, two_of
+from .datamodules import first_samples, fixed_shape, register_dataset
 from .folders import digest
 from .masks import mask_numbers
 from .shapes import Shapes
-from .torchvision_datasets import described, given_splits, names_for
+from .torchvision_datasets import given_splits, names_for
 from ..images import reason_of
-from ..parts import Unwritten
 from ..plots import INK, MUTED, pixels, show_images
-from ..preprocessing import channel_statistics, whole_image_transforms
-from ..schemas import PartConfig
+from ..preprocessing import whole_image_transforms
 from ..segmentations import class_colors, paint
 from ..transforms import (IMAGENET_MEAN, IMAGENET_STD, Compose, Normalize, RandomHorizontalFlip, ToTensor, Transform,
     build_transforms, crop_size, register_transform)
@@ -145,7 +143,7 @@ class PadCollate:
     def __call__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]: return pad_together(pairs, self.ignore_index)
 
 # %% ../../nbs/data/512_segmentation.ipynb #213738bc
-class SegmentationDataModule(ImageDataModule):
+class SegmentationDataModule(GivenDataModule):
     "Loaders for any data sets of (picture, mask), torchvision's among them. Raises: ConfigError."
     task = "segmentation"
 
@@ -168,12 +166,9 @@ class SegmentationDataModule(ImageDataModule):
         pin_memory: bool | None = None,                 # Page-locked batches; where there is a GPU, when None
     ):
         super().__init__(batch_size, num_workers, seed, pin_memory)
-        if mode not in MODES: raise ConfigError(f"mode is {' or '.join(map(repr, MODES))}, got {mode!r}")
+        mean, std = self.see(mode, mean, std)
         whole = given_splits(train, val, test, self.task, class_names)
         self.class_names, self.ignore_index, self.held_out = names_for(whole, class_names), ignore_index, test is not None
-        channels = len(mode)
-        mean, std = (channel_statistics(tuple(values), channels) for values in (mean, std))
-        self.picture_shapes = [[channels, 480, 640], [channels, 301, 199]]
         self.datasets = {split: MaskPairs(data, self.num_classes, ignore_index, mode=mode) for split, data in whole.items()}
         self.use_transforms(train_transforms or segmentation_transforms(image_size, True, mean, std, scale, ignore_index=ignore_index),
                             eval_transforms or segmentation_transforms(image_size, False, mean, std))
@@ -183,13 +178,6 @@ class SegmentationDataModule(ImageDataModule):
         self.train_transforms, self.eval_transforms = build_transforms(train), build_transforms(evaluate)
         self.train_shape = self.input_shape = fixed_shape(self.train_transforms, self.picture_shapes)
         for split, data in self.datasets.items(): data.transform = self.train_transforms if split == "train" else self.eval_transforms
-
-    @property
-    def config(self) -> PartConfig:
-        "Name and arguments; a data set that was given is described, and `from_config` asks for it. Raises: ConfigError."
-        for split, data in self.datasets.items():
-            if isinstance(self._arguments.get(split), Unwritten): self._arguments[split] = described(data.data)
-        return super().config
 
     def loader(self, split: str) -> DataLoader:
         "Batches of pictures and masks of one split."
