@@ -24,12 +24,12 @@ from .core.names import did_you_mean
 
 # %% ../nbs/960_cli.ipynb #6e588e7b
 def demo(
-    task: Literal["classification", "segmentation"] = "classification", # What to learn: digits, or where drawn shapes are
-    epochs: int | None = None,          # Passes over the training images; 12, of segmentation 8
+    task: Literal["classification", "segmentation", "detection"] = "classification", # What to learn: digits, or where drawn shapes are
+    epochs: int | None = None,          # Passes over the training images; 12, of segmentation 8, of detection 6
     backbone: str = "resnet18",         # Name of the backbone
-    image_size: int | None = None,      # Side of the images; 32, to which the digits are enlarged, of segmentation 64
+    image_size: int | None = None,      # Side of the images; 32, to which the digits are enlarged, of segmentation 64, of detection 96
     learning_rate: float = 2e-3,        # Highest learning rate
-    name: str | None = None,            # Name to register the model by; digits or shapes
+    name: str | None = None,            # Name to register the model by; digits, shapes or shapes-detector
     registry: str | None = None,        # Folder of the registry; the user's own by default
     runs: str = "runs",                 # Folder of all runs
     seed: int = 0,                      # Seed of weights, order and augmentation
@@ -47,22 +47,22 @@ def demo(
 
 # %% ../nbs/960_cli.ipynb #921ebdec
 def fit(
-    data: str,                                      # Folder of pictures: FOLDER/<class>/*.jpg, or of pictures and masks: FOLDER/images and FOLDER/masks, or Pascal VOC's
-    task: Literal["classification", "segmentation"] = "classification", # What to learn from it
+    data: str,                                      # Folder of pictures: FOLDER/<class>/*.jpg; of pictures and masks: FOLDER/images and FOLDER/masks; of pictures and boxes: COCO's; Pascal VOC's
+    task: Literal["classification", "segmentation", "detection"] = "classification", # What to learn from it
     backbone: str = "resnet50",                     # Name of the backbone
-    neck: str | None = None,                        # Name of the neck: fpn, pan; none by default
-    head: str | None = None,                        # Name of the head; classifier, of segmentation deeplabv3plus
+    neck: str | None = None,                        # Name of the neck: fpn, pan; none by default, of detection fpn where the head wants one
+    head: str | None = None,                        # Name of the head; classifier, of segmentation deeplabv3plus, of detection fcos
     pretrained: bool | str = False,                 # Start from published weights: true, or a tag, file or hub repository
     name: str | None = None,                        # Name to register the model by; the folder's by default
     epochs: int = 20,                               # Passes over the training images
-    batch_size: int | None = None,                  # Images in a batch; 32, of segmentation 8
-    image_size: int | None = None,                  # Side that pictures are cropped to; 224, of segmentation 480
-    learning_rate: float = 1e-3,                    # Highest learning rate
+    batch_size: int | None = None,                  # Images in a batch; 32, of segmentation 8, of detection 4
+    image_size: int | None = None,                  # Side that pictures are cropped to; 224, of segmentation 480; of detection the shorter side, 800
+    learning_rate: float | None = None,             # Highest learning rate; 1e-3, of detection 2e-4
     weight_decay: float = 0.05,                     # Decay of matrices and kernels
     warmup: float = 0.1,                            # Share of all steps in which the learning rate rises
-    label_smoothing: float | None = None,           # Share of the target that goes to all classes alike; 0.1, of segmentation 0
-    loss: str | dict[str, Any] | None = None,       # Name, or names and weights: --loss.cross_entropy 1 --loss.dice 1; the cross entropy by default
-    class_names: str | list[str] | None = None,     # Of the numbers in masks, or a file with one in each line; FOLDER/classes.txt by default
+    label_smoothing: float | None = None,           # Share of the target that goes to all classes alike; 0.1, else 0
+    loss: str | dict[str, Any] | None = None,       # Name, or names and weights: --loss.cross_entropy 1 --loss.dice 1, of detection --loss.boxes 2; the task's own by default
+    class_names: str | list[str] | None = None,     # Of the numbers in masks, or a file with one in each line; FOLDER/classes.txt by default; of boxes the categories to learn, background first
     on_error: Literal["raise", "skip"] = "raise",   # Refuse a folder with broken files, or skip them by name
     workers: int | None = None,                     # Processes that read pictures; one per CPU by default
     precision: str = "32-true",                     # `32-true`, `bf16-mixed`, `16-mixed`
@@ -79,11 +79,11 @@ def fit(
     "Train a model on a folder of pictures, track it, register it, and prove that it loads."
     from flame_vision.jobs import USUAL, described_model, folder_data, pretrained_model, registry_name, result_lines, settled
     from flame_vision.training import fit as train
-    usual = settled(USUAL, task, image_size=image_size, batch_size=batch_size, label_smoothing=label_smoothing, head=head)
+    usual = settled(USUAL, task, image_size=image_size, batch_size=batch_size, label_smoothing=label_smoothing, head=head, learning_rate=learning_rate)
     module = folder_data(task, data, usual["image_size"], usual["batch_size"], seed, on_error, workers, class_names)
     described = described_model(task, backbone, neck, usual["head"])
     model = pretrained_model(described, pretrained, module, seed) if pretrained else described
-    result = train(module, model, name or registry_name(data, task), epochs, learning_rate, weight_decay, warmup, usual["label_smoothing"], loss, seed,
+    result = train(module, model, name or registry_name(data, task), epochs, usual["learning_rate"], weight_decay, warmup, usual["label_smoothing"], loss, seed,
                    runs, registry, project, progress, prove, precision=precision, accelerator=accelerator, devices=devices, **(trainer or {}))
     if result.version: print("\n".join(result_lines(result, registry)))
 
@@ -92,16 +92,17 @@ def predict(
     model: str,                     # Registered name, or NAME@VERSION
     images: list[str],              # Pictures
     registry: str | None = None,    # Folder of the registry; the user's own by default
-    top: int | None = None,         # How many classes to name for each picture; one by default, of a segmenter all that are there
-    out: str = "painted",           # Folder that a segmenter's pictures are painted into
+    top: int | None = None,         # How many classes or things to name for each picture; one class by default, else all that are there
+    threshold: float | None = None, # Least score of what a detector finds; what suits its validation best by default
+    out: str = "painted",           # Folder that a segmenter's and a detector's pictures are painted into
     json: bool = False,             # Print JSON instead of a table
 ) -> None:
-    "Say what a registered model sees on pictures; a segmenter paints it."
-    from flame_vision.answers import as_lines, as_records, paint_answers
+    "Say what a registered model sees on pictures; a segmenter paints it, a detector draws boxes."
+    from flame_vision.answers import as_lines, as_records, paint_answers, said_of
     from flame_vision.versioning import ModelRegistry
     if top is not None and top < 1: raise ConfigError(f"--top must be at least 1, got {top}")
     name, _, version = model.partition("@")
-    found = ModelRegistry(registry).load(name, version or "latest").predict(images)
+    found = said_of(ModelRegistry(registry).load(name, version or "latest"), images, threshold)
     painted = paint_answers(found, images, out)
     if json: print(jsonlib.dumps(as_records(found, images, painted, top), indent=1))
     else: print("\n".join(as_lines(found, images, painted, top)))
@@ -282,8 +283,8 @@ def parse(
 # %% ../nbs/960_cli.ipynb #7823afbc
 USAGE = """flame-vision: compose, train, version and ship vision models
 
-  flame-vision demo                          train a digit classifier from nothing, and prove it; --task segmentation
-  flame-vision fit --data FOLDER             train on your own pictures, FOLDER/<class>/*.jpg; --task segmentation
+  flame-vision demo                          train a digit classifier from nothing, and prove it; --task segmentation, detection
+  flame-vision fit --data FOLDER             train on your own pictures, FOLDER/<class>/*.jpg; --task segmentation, detection
   flame-vision predict NAME IMAGE [IMAGE …]  what a registered model sees
   flame-vision summary MODEL                 layers, shapes, parameters, MACs
   flame-vision models [PATTERN]              networks by cost, published accuracy and license

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 from .core.errors import ConfigError
 from .core.pretrained import Provenance
+from .resizing import fitted_transforms
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, RGB, Compose, Grayscale, Normalize, Resize, ToTensor
 from .transforms import build_transforms, classification_transforms
 
@@ -47,7 +48,8 @@ def transforms_for(
     size, share = origin.input_size, origin.crop_pct
     if tested: size, share = origin.test_input_size or size, origin.test_crop_pct or share
     mean, std = (channel_statistics(values, in_channels) for values in (origin.mean, origin.std))
-    if origin.crop_mode == "whole": ready = whole_image_transforms(min(size[1:]), mean, std, origin.interpolation or "bilinear")
+    if origin.crop_mode == "fit": ready = fitted_transforms(min(size[1:]), max(size[1:]), mean, std)
+    elif origin.crop_mode == "whole": ready = whole_image_transforms(min(size[1:]), mean, std, origin.interpolation or "bilinear")
     else: ready = classification_transforms(size, mean, std, share or 1.0, origin.interpolation or "bilinear", origin.crop_mode or "center")
     first = {1: [Grayscale()], 3: [RGB()]}.get(in_channels, [])
     return Compose([*first, *ready.transforms])
@@ -58,6 +60,7 @@ class Preprocessing:
     preprocessing: Any = None               # Transforms of an image, or their configuration
     provenance: Provenance | None = None    # Where published weights came from
     whole_images: ClassVar[bool] = False    # Whether it answers for every pixel, so that nothing may be cut
+    fits: ClassVar[tuple[int, int] | None] = None   # The shorter side, and the longer at most, where it takes pictures of any aspect
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torchvision's transforms are modules, and yet no part of the network
@@ -70,6 +73,8 @@ class Preprocessing:
         "The pipeline that prepares an image: `preprocessing` where it is set, else what the weights want. Raises: ConfigError where none is known."
         if self.preprocessing is not None: return build_transforms(self.preprocessing)
         if self.provenance is not None:
-            origin = replace(self.provenance, crop_mode="whole", crop_pct=None) if self.whole_images else self.provenance
+            origin = self.provenance
+            if self.fits and origin.crop_mode != "fit": origin = replace(origin, crop_mode="fit", crop_pct=None, input_size=(3, *self.fits))
+            if self.whole_images: origin = replace(origin, crop_mode="whole", crop_pct=None)
             return transforms_for(origin, getattr(getattr(self, "backbone", self), "in_channels", 3), tested)
         raise ConfigError(f"{type(self).__name__} does not know how its images are prepared; set model.preprocessing, or give transforms=")

@@ -6,6 +6,18 @@ import torch
 from torch import nn
 from torchvision import models as tv
 
+FAMILIES = {  # a small backbone of each family, as `create_model` takes it
+    "resnet": "resnet18", "efficientnet": "efficientnet_b0", "regnet": "regnetx_002",
+    "mobilenetv2": "mobilenetv2_050", "mobilenetv3": "mobilenetv3_small_050",
+    "convnext": {"name": "convnext", "arguments": {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}},
+    "vit": {"name": "vit", "arguments": {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64}},
+    "pyramid": {"name": "vit", "arguments": {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64, "hierarchical": True}},
+    "swin": {"name": "swin", "arguments": {"embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}},
+    "swinv2": {"name": "swin", "arguments": {"version": 2, "embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}},
+    "hybrid": "vit_tiny_r_s16_p8_224",
+    "edgenext": "timm/edgenext_xx_small", "pvt": "timm/pvt_v2_b0", "lcnet": "timm/lcnet_050",
+}
+
 LARGE = 60e6  # parameters above which only keys and shapes are compared
 
 

@@ -114,7 +114,7 @@ def test_the_run_holds_pictures_of_every_epoch(segmented):
     (["--task=segmentation", "--data={marked}", "--class_names=[a]"], "class"),
     (["--task=segmentation", "--data={nowhere}"], "nowhere"),
     (["--task=detektion", "--data={marked}"], "choose one of classification, segmentation"),
-    (["--task=classification", "--data={plain}", "--class_names=[a,b]"], "--class_names is for masks"),
+    (["--task=classification", "--data={plain}", "--class_names=[a,b]"], "--class_names is for masks and boxes"),
 ])
 def test_mistakes_are_one_line_and_write_nothing(words, says, segmented, tmp_path, capsys):
     (tmp_path / "plain" / "a").mkdir(parents=True)
@@ -249,7 +249,7 @@ def test_a_model_of_another_task_is_refused_before_anything_is_written(tmp_path)
     odd = DigitsDataModule(image_size=8)
     odd.__class__ = type("OddDigits", (DigitsDataModule,), {"task": Odd.task})
     with pytest.raises(UnknownNameError, match="poetry"): fit(odd, "resnet18", **here)
-    assert not os.listdir(tmp_path) and list_tasks() == ["classification", "segmentation"]
+    assert not os.listdir(tmp_path) and list_tasks() == ["classification", "detection", "segmentation"]
 
 
 def test_examples_are_what_evaluation_sees():

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 from loopback_hub import client, loopback_hub
-from peers import assert_same, fill
+from peers import FAMILIES, assert_same, fill
 from torch import nn
 from torchvision.models import segmentation as tv
 
@@ -127,26 +127,15 @@ def test_the_real_client_fetches_a_segmenter(torch_home, tmp_path):
     assert (shape, mode) == ([3, 64, 128], "whole")
 
 
-BACKBONES = {
-    "resnet": "resnet18", "efficientnet": "efficientnet_b0", "regnet": "regnetx_002",
-    "mobilenetv2": "mobilenetv2_050", "mobilenetv3": "mobilenetv3_small_050",
-    "convnext": {"name": "convnext", "arguments": {"depths": [1, 1, 1, 1], "dims": [8, 16, 32, 64]}},
-    "vit": {"name": "vit", "arguments": {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64}},
-    "pyramid": {"name": "vit", "arguments": {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 64, "hierarchical": True}},
-    "swin": {"name": "swin", "arguments": {"embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}},
-    "swinv2": {"name": "swin", "arguments": {"version": 2, "embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}},
-    "hybrid": "vit_tiny_r_s16_p8_224",
-    "edgenext": "timm/edgenext_xx_small", "pvt": "timm/pvt_v2_b0", "lcnet": "timm/lcnet_050",
-}
 NARROW = {"unet": {"decoder_channels": [32, 32, 16, 16, 8]}, "classifier": {}, "mlp": {}}
 
 
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_head_learns_on_every_backbone(family):
     "Forward, shape inference, and a backward pass in which every parameter gets a finite gradient, on a grid that no stride divides."
-    for head in list_heads():
+    for head in [*list_heads(task="classification"), *list_heads(task="segmentation")]:
         torch.manual_seed(0)
-        model = create_model(backbone=BACKBONES[family], head={"name": head, "arguments": NARROW.get(head, {"hidden_channels": 32})}, num_classes=5)
+        model = create_model(backbone=FAMILIES[family], head={"name": head, "arguments": NARROW.get(head, {"hidden_channels": 32})}, num_classes=5)
         x, dense = torch.randn(2, 3, 70, 90), model.head.task == "segmentation"
         scores = model.train()(x)
         assert list(scores.shape) == model.get_output_shape([2, 3, 70, 90]) == ([2, 5, 70, 90] if dense else [2, 5]), head
@@ -246,10 +235,10 @@ QUICK = ("fpn", "convnext"), ("pan with P6", "swin")
 def test_every_head_learns_behind_every_neck(neck, family):
     "A neck by name gives what its head reads: no parameter of backbone, neck or head is left without a gradient."
     neck = {"name": neck.split()[0], "arguments": {"out_channels": 16, **NECKS[neck]}}
-    for head in list_heads():
+    for head in [*list_heads(task="classification"), *list_heads(task="segmentation")]:
         torch.manual_seed(0)
         more = {"unet": {"decoder_channels": [16] * 7}, "classifier": {}, "mlp": {}}.get(head, {"hidden_channels": 16})
-        model = create_model(backbone=BACKBONES[family], neck=neck, head={"name": head, "arguments": more}, num_classes=5).train()
+        model = create_model(backbone=FAMILIES[family], neck=neck, head={"name": head, "arguments": more}, num_classes=5).train()
         x, dense = torch.randn(2, 3, 70, 90), model.head.task == "segmentation"
         scores = model(x)
         assert list(scores.shape) == model.get_output_shape([2, 3, 70, 90]) == ([2, 5, 70, 90] if dense else [2, 5]), head
@@ -345,7 +334,7 @@ def test_a_gray_picture_is_gray_in_every_form(channels, head, tmp_path):
 @pytest.mark.parametrize("head", HEADS)
 def test_one_number_per_channel_is_refused_in_our_words(head):
     "A training batch of one picture that ends as one pixel, whichever part meets it."
-    swin, narrow = BACKBONES["swin"], {"unet": {"decoder_channels": [8] * 4}}.get(head, {"hidden_channels": 8})
+    swin, narrow = FAMILIES["swin"], {"unet": {"decoder_channels": [8] * 4}}.get(head, {"hidden_channels": 8})
     fpn = {"name": "fpn", "arguments": {"out_channels": 16, "norm": "batch"}}
     for backbone, neck, where in (("resnet18", None, "cannot be trained"), (swin, fpn, "FPN.laterals.4.norm is a norm that cannot be trained")):
         model = create_model(backbone=backbone, neck=neck, head={"name": head, "arguments": narrow}, num_classes=3).train()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .base import register_architecture as register_architecture
     from .classifier import Classifier as Classifier
     from .cnn import ResNet as ResNet
+    from .detector import Detector as Detector
     from .networks import ConvNeXt as ConvNeXt
     from .networks import EfficientNet as EfficientNet
     from .networks import MobileNetV2 as MobileNetV2
@@ -19,6 +20,6 @@ if TYPE_CHECKING:
     from .transformer import SwinTransformer as SwinTransformer
     from .transformer import VisionTransformer as VisionTransformer
 
-CATALOGUE_MODULES = ("classifier", "cnn", "networks", "transformer", "segmenter", "segmenters", "custom")
+CATALOGUE_MODULES = ("classifier", "cnn", "networks", "transformer", "segmenter", "segmenters", "detector", "detectors", "custom")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -19,7 +19,7 @@ from ..parts import make
 from ..schemas import PartConfig
 
 # %% ../../nbs/architectures/440_custom.ipynb #f2915312
-ARCHITECTURE_FOR: dict[str, str] = {"classification": "classifier", "segmentation": "segmenter"}  # architecture of each task
+ARCHITECTURE_FOR: dict[str, str] = {"classification": "classifier", "segmentation": "segmenter", "detection": "detector"}  # architecture of each task
 
 # %% ../../nbs/architectures/440_custom.ipynb #0d4b189f
 def architecture_of(

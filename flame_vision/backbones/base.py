@@ -15,6 +15,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..blocks.conv import ConvBlock
+from ..blocks.layers import FrozenBatchNorm2d
 from ..blocks.patches import resample_patch_embedding
 from ..core.errors import ConfigError
 from ..core.key_maps import KeyMap, drop
@@ -48,7 +49,7 @@ def select_stages(
     return tuple(sorted({stages[i] if i < 0 else i for i in wanted}))
 
 # %% ../../nbs/backbones/200_base.ipynb #b29ff843
-NORM_TYPES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+NORM_TYPES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, FrozenBatchNorm2d)
 
 # %% ../../nbs/backbones/200_base.ipynb #5098e689
 class PeerWeights:

@@ -36,7 +36,7 @@ class Provenance:
     input_size: tuple[int, int, int] | None = None  # Channels, height and width that they were trained with
     crop_pct: float | None = None                   # Share of the resized image that the centre crop keeps
     interpolation: str | None = None                # How images were resized
-    crop_mode: str | None = None                    # `"center"`; `"squash"` where the image was resized without keeping its aspect, `"whole"` where nothing was cut
+    crop_mode: str | None = None                    # `"center"`; `"squash"` where it was resized without keeping its aspect, `"whole"` where nothing was cut, `"fit"` where both sides fit
     num_classes: int | None = None                  # Classes of their classifier, 0 for none
     architecture: str | None = None                 # Name of the network that they are of
     revision: str | None = None                     # Commit of the hub repository

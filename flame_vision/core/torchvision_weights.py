@@ -8,6 +8,7 @@ __all__ = ['find_torchvision', 'torchvision_provenance', 'load_torchvision']
 # %% ../../nbs/core/027_torchvision_weights.ipynb #261a8cea
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
@@ -46,6 +47,8 @@ def torchvision_provenance(
     "Where torchvision's weights come from, and how their images are prepared."
     origin = Provenance(weights.url, license=None)
     made = weights.transforms()
+    if type(made).__name__ == "ObjectDetection":  # a detector's: the model itself normalises, and resizes so that both sides fit
+        return replace(origin, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), input_size=(3, 800, 1333), interpolation="bilinear", crop_mode="fit")
     if not hasattr(made, "resize_size"): return origin
     if not hasattr(made, "crop_size"):  # a segmenter's: the shorter side is resized, nothing is cut
         side = made.resize_size[0]

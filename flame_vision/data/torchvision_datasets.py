@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['VOC_CLASSES', 'Numbers', 'Reading', 'reading_of', 'check_targets', 'read_voc', 'read_sbd', 'read_cityscapes',
-           'read_pets', 'untouched', 'named_labels', 'read_labels', 'leaves_of', 'check_bare', 'WrappedDataset',
-           'wrap_dataset', 'wrap_known', 'given_splits', 'names_of', 'names_for', 'described']
+           'read_pets', 'untouched', 'named_labels', 'read_labels', 'CocoBoxes', 'read_coco', 'VOCBoxes',
+           'read_voc_boxes', 'leaves_of', 'check_bare', 'number_of', 'WrappedDataset', 'wrap_dataset', 'wrap_known',
+           'given_splits', 'names_of', 'names_for', 'described']
 
 # %% ../../nbs/data/509_torchvision_datasets.ipynb #ea7d447c
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -39,7 +41,7 @@ class Numbers:
 @dataclass(frozen=True)
 class Reading:
     "How a data set of another library is read."
-    task: str                       # What it is for: `"segmentation"`, `"classification"`
+    task: str                       # What it is for: `"segmentation"`, `"detection"`, `"classification"`
     class_names: tuple[str, ...]    # Of the numbers, from 0
     target: Callable[[Any], Any]    # From its target to ours
 
@@ -132,6 +134,56 @@ def read_labels(
     "torchvision's labelled data sets: `ImageFolder` and ImageNet, `CIFAR10` and `CIFAR100`, `MNIST` and its kin, and more."
     return named_labels(data.classes)
 
+# %% ../../nbs/data/509_torchvision_datasets.ipynb #a6a3fc2e
+@dataclass(frozen=True)
+class CocoBoxes:
+    "From COCO's annotations of a picture to boxes and labels from 1."
+    table: tuple[tuple[int, int], ...] # Pairs of a category's number and our label
+
+    def __call__(self, annotations: Sequence[Mapping]) -> dict[str, Any]:
+        "Raises: DataError for a category that the file does not have."
+        ours = dict(self.table)
+        strange = [a["category_id"] for a in annotations if a["category_id"] not in ours]
+        if strange: raise DataError(f"an object is of the category {strange[0]!r}, which the file does not have")
+        boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)], dtype=torch.float32).reshape(-1, 4)
+        return {"boxes": boxes, "labels": torch.tensor([ours[a["category_id"]] for a in annotations], dtype=torch.int64),
+            "iscrowd": torch.tensor([int(a.get("iscrowd", 0)) for a in annotations], dtype=torch.int64),
+            "area": torch.tensor([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=torch.float32)}
+
+# %% ../../nbs/data/509_torchvision_datasets.ipynb #c105892f
+@reading_of.register(datasets.CocoDetection)
+def read_coco(
+    data: Any, # A `CocoDetection`
+) -> Reading:
+    "COCO's categories, after the background. Raises: ConfigError for a file that has none."
+    found = sorted(data.coco.cats.items())
+    if not found: raise ConfigError("this CocoDetection has no categories; its file is for captions, or not COCO's")
+    return Reading("detection", ("background", *(str(c["name"]) for _, c in found)), CocoBoxes(tuple((key, i) for i, (key, _) in enumerate(found, 1))))
+
+# %% ../../nbs/data/509_torchvision_datasets.ipynb #3031bc52
+@dataclass(frozen=True)
+class VOCBoxes:
+    "From the tree of one of VOC's XML files to boxes and labels from 1."
+    names: tuple[str, ...] # Of the classes, the background first
+
+    def __call__(self, target: Mapping) -> dict[str, Any]:
+        "Raises: DataError for a name that is none of the classes'."
+        objects = target["annotation"]["object"]
+        strange = [thing["name"] for thing in objects if thing["name"] not in self.names[1:]]
+        if strange: raise DataError(f"an object is called {strange[0]!r}, which is no class")
+        corners = [[float(thing["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")] for thing in objects]
+        return {"boxes": torch.tensor(corners, dtype=torch.float32).reshape(-1, 4) - torch.tensor([1.0, 1.0, 0.0, 0.0]),
+            "labels": torch.tensor([self.names.index(thing["name"]) for thing in objects], dtype=torch.int64),
+            "iscrowd": torch.tensor([int(thing.get("difficult") or 0) for thing in objects], dtype=torch.int64)}
+
+# %% ../../nbs/data/509_torchvision_datasets.ipynb #f9df7b55
+@reading_of.register(datasets.VOCDetection)
+def read_voc_boxes(
+    data: Any, # A `VOCDetection`
+) -> Reading:
+    "Pascal VOC's 20 classes after the background."
+    return Reading("detection", VOC_CLASSES, VOCBoxes(VOC_CLASSES))
+
 # %% ../../nbs/data/509_torchvision_datasets.ipynb #47d47ee7
 def leaves_of(
     data: Any, # A data set, a `Subset` or a `ConcatDataset`
@@ -148,6 +200,17 @@ def check_bare(
     if getattr(data, "transforms", None) is not None or getattr(data, "transform", None) is not None:
         raise ConfigError(f"this {type(data).__name__} has transforms of its own, which its numbers may not survive; "
                           "make it without, and give them to the data module as train_transforms and eval_transforms")
+
+# %% ../../nbs/data/509_torchvision_datasets.ipynb #0e1aff64
+def number_of(
+    data: Any,  # A data set, a `Subset` or a `ConcatDataset`
+    index: int, # Of a picture in it
+) -> int:
+    "The number that a file gives a picture, else its place in the data set that it comes from."
+    if isinstance(data, Subset): return number_of(data.dataset, int(data.indices[index]))
+    if not isinstance(data, ConcatDataset): return int(data.ids[index]) if isinstance(data, datasets.CocoDetection) else index
+    part = bisect_right(data.cumulative_sizes, index)
+    return number_of(data.datasets[part], index - (data.cumulative_sizes[part - 1] if part else 0))
 
 # %% ../../nbs/data/509_torchvision_datasets.ipynb #86de7c4c
 class WrappedDataset(Dataset):
@@ -174,13 +237,14 @@ class WrappedDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, Any]: # The picture as torchvision gives it, and our target
         try:
             image, target = self.data[self.order[index]]
-            return image, self.reading.target(target)
+            ours = self.reading.target(target)
+            return image, {**ours, "image_id": number_of(self.data, self.order[index])} if self.task == "detection" else ours
         except (MemoryError, IndexError): raise
         except Exception as e: raise DataError(f"picture {index} of {type(self.data).__name__} cannot be used: {reason_of(e)}") from e
 
 # %% ../../nbs/data/509_torchvision_datasets.ipynb #50763b0c
 def wrap_dataset(
-    data: Any, # `VOCSegmentation`, `Cityscapes`, `CIFAR10`, `ImageFolder`, …, without transforms
+    data: Any, # `VOCSegmentation`, `CocoDetection`, `CIFAR10`, `ImageFolder`, …, without transforms
 ) -> WrappedDataset:
     "One of torchvision's data sets with class names and numbers from 0. Raises: ConfigError."
     return data if isinstance(data, WrappedDataset) else WrappedDataset(data)
@@ -235,12 +299,12 @@ def names_for(
     splits: dict[str, Any],                 # Data of each split
     class_names: Sequence[str] | None,      # Names that were given
 ) -> tuple[str, ...]:
-    "Class names as given, or those of the training data, which no split may contradict. Raises: ConfigError."
+    "Class names as given, or those of the training data, which no split may contradict. N/A is the name of what is not there. Raises: ConfigError."
     owns = {split: None if class_names is not None else names_of(data) for split, data in splits.items()}
     names = class_names if class_names is not None else owns["train"]
     if names is None: raise ConfigError(f"{type(splits['train']).__name__} does not say what its classes are called; give class_names")
     if len(names) < 2: raise ConfigError(f"a model tells at least two classes apart, got class_names={list(names)}")
-    if class_names is not None and (twice := repeated(names)): raise ConfigError(f"class_names has {', '.join(map(repr, twice))} twice")
+    if class_names is not None and (twice := repeated([n for n in names if n != "N/A"])): raise ConfigError(f"class_names has {', '.join(map(repr, twice))} twice")
     for split, own in owns.items():
         if own is None or list(own) == list(names)[:len(own)]: continue
         theirs, ours = (", ".join(map(str, some[:6])) for some in (own, names))

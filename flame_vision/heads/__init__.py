@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from .deeplab import ASPP as ASPP
     from .deeplab import DeepLabV3Head as DeepLabV3Head
     from .deeplab import DeepLabV3PlusHead as DeepLabV3PlusHead
+    from .dense_detector import DenseHead as DenseHead
+    from .detector import DetectionHead as DetectionHead
+    from .detection_transformer import DetectionTransformer as DetectionTransformer
+    from .detr import DETRHead as DETRHead
     from .fcn import FCNHead as FCNHead
+    from .fcos import FCOSHead as FCOSHead
     from .loss_sums import WeightedSum as WeightedSum
     from .loss_sums import create_loss as create_loss
     from .loss_sums import list_losses as list_losses
@@ -24,18 +29,20 @@ if TYPE_CHECKING:
     from .losses import FocalLoss as FocalLoss
     from .losses import LabelLoss as LabelLoss
     from .losses import register_loss as register_loss
+    from .matching import HungarianMatcher as HungarianMatcher
     from .pooling import AttentionPool as AttentionPool
     from .pooling import BasePool as BasePool
     from .pooling import GeMPool as GeMPool
     from .pooling import create_pool as create_pool
     from .pooling import list_pools as list_pools
     from .pooling import register_pool as register_pool
+    from .retinanet import RetinaNetHead as RetinaNetHead
     from .segformer import SegFormerHead as SegFormerHead
     from .segmenter import SegmentationHead as SegmentationHead
     from .unet import UNetHead as UNetHead
     from .upernet import PyramidPooling as PyramidPooling
     from .upernet import UPerNetHead as UPerNetHead
 
-CATALOGUE_MODULES = ("classifier", "deeplab", "fcn", "segformer", "unet", "upernet")
+CATALOGUE_MODULES = ("classifier", "deeplab", "detr", "fcn", "fcos", "retinanet", "segformer", "unet", "upernet")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 from flame_vision.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from .average_precision import AveragePrecision as AveragePrecision
     from .callbacks import BestCheckpoint as BestCheckpoint
     from .callbacks import Pictures as Pictures
     from .callbacks import Speed as Speed
     from .classification import ClassificationModule as ClassificationModule
+    from .detection import DetectionModule as DetectionModule
     from .hardest import TopLosses as TopLosses
     from .hardest import examples_at as examples_at
     from .hardest import top_losses as top_losses
@@ -22,6 +24,6 @@ if TYPE_CHECKING:
     from .trainer import FitResult as FitResult
     from .trainer import fit as fit
 
-CATALOGUE_MODULES: tuple[str, ...] = ("classification", "segmentation")
+CATALOGUE_MODULES: tuple[str, ...] = ("classification", "segmentation", "detection")
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

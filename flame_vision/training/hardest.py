@@ -62,7 +62,7 @@ def losses_of(
     with in_evaluation(module):
         for batch in loader:
             images, targets = module.transfer_batch_to_device(batch, device, 0)
-            found.append(module.losses_of_each(module(images), targets).cpu())
+            found.append(module.losses_of_each(module.outputs_of(images, targets), targets).cpu())
     return torch.cat(found)
 
 # %% ../../nbs/training/708_hardest.ipynb #4caf3466
@@ -81,7 +81,7 @@ def examples_at(
         for index in map(int, indices):
             image, target = chosen[index]
             images, targets = module.transfer_batch_to_device(collate([(image, target)]), device, 0)
-            output = module(images)
+            output = module.outputs_of(images, targets)
             loss = float(module.losses_of_each(output, targets)[0])
             examples.append(Example(index, loss, image, torch.as_tensor(target) if isinstance(target, int) else target, on_cpu(output)))
     return examples

@@ -96,6 +96,10 @@ class Steps(LightningModule):
     def on_fit_start(self) -> None:
         if not self.model.training: self.model.train()  # as it comes from a registry; Lightning keeps the mode that it finds
 
+    def outputs_of(self, images: Tensor, targets: Any) -> Any:
+        "What the model gives for a batch; of the targets it may be told what is no answer, as where a padded picture ends."
+        return self(images)
+
     def on_test_start(self) -> None: self.tested = []
     def training_step(self, batch: Any, index: int) -> Tensor: return self.step(batch, "train")
     def validation_step(self, batch: Any, index: int) -> None: self.step(batch, "val")
@@ -104,7 +108,7 @@ class Steps(LightningModule):
     def step(self, batch: Any, split: str) -> Tensor:
         "The loss of one batch, logged with its parts; what the task counts is counted."
         images, targets = batch
-        outputs = self(images)
+        outputs = self.outputs_of(images, targets)
         losses = self.losses(outputs, targets)
         with torch.no_grad():
             self.count(split, outputs, targets)
@@ -167,8 +171,12 @@ class TaskModule(Steps):
         return cls(model, data.num_classes, class_names=data.class_names, **settings)
 
     @classmethod
-    def expects(cls, data: Any) -> list[int]:
-        "Shape of what a model must give for two training images of a data module."
+    def check_model(cls, model: nn.Module) -> None:
+        "Make sure that a model can do what the task asks besides a `forward`. Raises: ConfigError."
+
+    @classmethod
+    def expects(cls, data: Any) -> list[int | None]:
+        "Shape of what a model must give for two training images of a data module; None where any number will do."
         return [2, data.num_classes]
 
     @property

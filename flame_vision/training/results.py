@@ -64,7 +64,7 @@ def scores_of(
         for name, images in batches.items():
             outputs = model(images)
             found |= {f"{name}/{k}": v for k, v in outputs.items()} if isinstance(outputs, Mapping) else {name: outputs}
-    return {k: v.contiguous() for k, v in found.items()}
+    return {k: v.clone(memory_format=torch.contiguous_format) for k, v in found.items()}  # a file takes no tensor that shares another's memory
 
 # %% ../../nbs/training/715_results.ipynb #0cfa00cb
 def score_file(
@@ -109,8 +109,9 @@ def sample_images(
 ) -> list[Tensor]:              # Batches (b, c, h, w) of test images as a model gets them, one for each size
     "The first test images."
     groups: dict[tuple[int, ...], list[Tensor]] = {}
+    collate = data.loader("test").collate_fn
     for i in range(min(count, len(data.datasets["test"]))):
-        image = data.datasets["test"][i][0]
+        image = collate([data.datasets["test"][i]])[0][0]  # padded, where batches are
         if i and (pixels := pixels - image[0].numel()) < 0: break
         groups.setdefault(tuple(image.shape), []).append(image)
     return [torch.stack(group) for group in groups.values()]

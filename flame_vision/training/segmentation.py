@@ -108,7 +108,7 @@ class SegmentationModule(PixelCounts):
         return super().for_data(model, data, **{"ignore_index": data.ignore_index, **settings})
 
     @classmethod
-    def expects(cls, data: Any) -> list[int]:
+    def expects(cls, data: Any) -> list[int | None]:
         "Shape of what a model must give for two training images of a data module."
         return [2, data.num_classes, *data.train_shape[1:]]
 

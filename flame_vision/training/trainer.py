@@ -40,12 +40,17 @@ def check_fit(
     "Make sure that a model can learn, takes these images and answers what the data asks. Raises: ShapeError, ConfigError, UnknownNameError."
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"every parameter of {type(model).__name__} is frozen; nothing could be learned")
-    found, wanted = get_output_shape(model, [2, *data.train_shape]), TASKS[data.task].expects(data)
-    if isinstance(found, dict) and "out" in found: found = found["out"]  # as torchvision's segmenters give it
-    if found == wanted: return
-    if isinstance(found, list) and len(found) == len(wanted) and found[2:] == wanted[2:]:
-        raise ConfigError(f"the data has {data.num_classes} classes, the model gives {found[1]} scores; build it with num_classes={data.num_classes}")
-    raise ShapeError(f"for {data.task} a model gives {wanted} for two images of {data.train_shape}, this one gives {found}; "
+    task = TASKS[data.task]
+    task.check_model(model)
+    found, wanted = get_output_shape(model, [2, *data.train_shape]), task.expects(data)
+    if isinstance(found, dict): found = next((found[key] for key in ("out", "logits") if key in found), found)  # of a segmenter, of a detector
+    same = [w in (None, f) for f, w in zip(found, wanted)] if isinstance(found, list) and len(found) == len(wanted) else [False]
+    if all(same): return
+    axis = wanted.index(data.num_classes, 1) if data.num_classes in wanted[1:] else 0
+    if len(same) > 1 and [i for i, fits in enumerate(same) if not fits] == [axis]:
+        raise ConfigError(f"the data has {data.num_classes} classes, the model gives {found[axis]} scores; build it with num_classes={data.num_classes}")
+    asked = f"[{', '.join('n' if w is None else str(w) for w in wanted)}]"
+    raise ShapeError(f"for {data.task} a model gives {asked} for two images of {data.train_shape}, this one gives {found}; "
                      f"it may lack a head, or have that of another task; there are {', '.join(list_heads(task=data.task))}")
 
 # %% ../../nbs/training/720_trainer.ipynb #a6ffb6aa
