@@ -23,7 +23,7 @@ def said_of(
 ) -> list[Any]:                         # A prediction for each picture
     "What a model says of pictures. Raises: ConfigError for a threshold of what is no detector; DataError, MissingPathError."
     if hasattr(model, "postprocess"):
-        usual = getattr(getattr(model, "version", None), "metrics", {}).get("val/threshold", 0.5)
+        usual = getattr(getattr(model, "version", None), "metrics", {}).get("val/threshold") or 0.5  # 0: its validation had nothing to judge by
         return model.predict(images, score_threshold=usual if threshold is None else check_threshold(threshold))
     if threshold is None: return model.predict(images)
     raise ConfigError("--threshold is for detectors, and this model is none; --top says how many classes to name")

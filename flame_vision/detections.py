@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['text_place', 'box_texts', 'enlarged', 'draw_box', 'draw_boxes', 'write_texts', 'Detection', 'check_threshold',
-           'padded', 'PictureBatch', 'picture_batches', 'detect']
+           'padded', 'PictureBatch', 'check_whole', 'picture_batches', 'detect']
 
 # %% ../nbs/074_detections.ipynb #97510c73
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
-from .core.errors import ConfigError, ShapeError
+from .core.errors import ConfigError, DataError, ShapeError
 from .core.names import did_you_mean
 from .predictions import channels_of, check_names, in_evaluation, open_picture, picture_list
 from .segmentations import check_uncut, class_colors
@@ -201,6 +201,17 @@ class PictureBatch:
     sizes: Int[Tensor, "b 2"]           # Height and width before the padding
     original_sizes: Int[Tensor, "b 2"]  # Height and width of the pictures as they were given
 
+# %% ../nbs/074_detections.ipynb #0af296ef
+def check_whole(
+    transforms: Any, # A pipeline
+) -> None:
+    "Make sure that a pipeline cuts nothing off and draws nothing at random. Raises: ConfigError that says what to do."
+    check_uncut(transforms)
+    names = [type(step).__name__ for step in getattr(transforms, "transforms", [transforms])]  # torchvision's too
+    if "CenterCrop" in names: raise ConfigError("the transforms cut pictures (CenterCrop), and what was cut off has no answer; take fitted_transforms(size, max_size)")
+    if (drawn := next((name for name in names if name.startswith(("Random", "ScaleJitter"))), None)) is None: return
+    raise ConfigError(f"the transforms draw at random ({drawn}), and boxes would not lie where things are; take fitted_transforms(size, max_size)")
+
 # %% ../nbs/074_detections.ipynb #9c3aaa05
 def picture_batches(
     pictures: Sequence[Any],                # Pictures in any form
@@ -217,6 +228,7 @@ def picture_batches(
     for i, picture in enumerate(pictures):
         opened = open_picture(picture, i, channels)
         image = transforms(opened)
+        if not isinstance(image, Tensor): raise DataError(f"picture {i} leaves the transforms as {type(image).__name__}, not as a tensor; ToTensor makes one")
         original = list(opened.shape[-2:]) if isinstance(opened, Tensor) else [opened.height, opened.width]
         ready = padded(image, size_divisibility)
         group = waiting.setdefault(tuple(ready.shape), [])
@@ -237,11 +249,11 @@ def detect(
     size_divisibility: int = 32,                # What height and width are padded to multiples of
 ) -> list[Detection]:                           # One for each picture, in its own pixels, in their order
     "What a detector says of pictures. Raises: ConfigError, DataError, MissingPathError, ShapeError."
-    if batch_size < 1: raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    if type(batch_size) is not int or batch_size < 1: raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     for threshold in (score_threshold, nms_threshold):
         if threshold is not None: check_threshold(threshold)
     if max_detections is not None and max_detections < 1: raise ConfigError(f"max_detections must be at least 1, got {max_detections}")
-    check_uncut(transforms)
+    check_whole(transforms)
     first, pictures = next(model.parameters(), torch.empty(0)), picture_list(images)
     found: dict[int, Detection] = {}
     with in_evaluation(model), torch.inference_mode():

@@ -77,6 +77,8 @@ def folder_data(
 ) -> ImageDataModule:
     "A data module for a folder. Raises: ConfigError for a folder of another task; DataError, MissingPathError."
     found, inside = tasks_of(folder), set(os.listdir(folder) if os.path.isdir(folder) else ())
+    if isinstance(class_names, str) and "," in class_names and not os.path.isfile(os.path.join(folder, class_names)):
+        class_names = [name.strip() for name in class_names.split(",")]
     if task not in found and (task == "classification" or found != ("classification",)):
         holds = {"classification": "a folder for each class", "segmentation": "pictures and masks", "detection": "pictures and boxes"}[found[0]]
         raise ConfigError(f"{folder!r} holds {holds}, which are learned with --task {found[0]}")

@@ -8,13 +8,14 @@ import sys
 import onnxruntime
 import torch
 from export_segmenters import DEFERRED, SMALL
-from peers import jitter
+from peers import fill
 
 from flame_vision.models import create_model
 
 HEADS = {"fcos": {"depth": 1}, "retinanet": {"depth": 1}, "detr": {"num_queries": 20, "encoder_layers": 1, "decoder_layers": 2, "hidden_channels": 32,
                                                                    "feed_forward_channels": 64}}
-SIZES = (1, 160, 192), (3, 131, 203), (2, 257, 150)
+SIZES = (1, 160, 192), (3, 171, 203), (2, 257, 161)
+LEAST = {"convnext_tiny": 160}  # sides: the coarsest level, stride 128, has two places; ConvNeXt's patches leave out what no patch fills. Else 129
 
 
 def largest_differences(backbone, neck, head, folder):
@@ -23,11 +24,12 @@ def largest_differences(backbone, neck, head, folder):
     arguments = SMALL.get(backbone, {"name": backbone})
     backbone_config = {"name": arguments["name"], "arguments": {k: v for k, v in arguments.items() if k != "name"}}
     neck = None if neck == "none" else {"name": neck, "arguments": {"out_channels": 32}}
-    model = jitter(create_model(backbone=backbone_config, neck=neck, head={"name": head, "arguments": HEADS[head]}, num_classes=5)).eval()
+    model = fill(create_model(backbone=backbone_config, neck=neck, head={"name": head, "arguments": HEADS[head]}, num_classes=5))
     dim, found = torch.export.Dim, {}
-    dynamic = {0: dim("batch", min=1, max=8), 2: dim("height", min=129, max=2048), 3: dim("width", min=129, max=2048)}
+    least = LEAST.get(backbone, 129)
+    dynamic = {0: dim("batch", min=1, max=8), 2: dim("height", min=least, max=2048), 3: dim("width", min=least, max=2048)}
     with torch.no_grad():
-        program = torch.export.export(model, (torch.randn(2, 3, 160, 224),), dynamic_shapes=(dynamic,), strict=False,
+        program = torch.export.export(model, (torch.randn(2, 3, 192, 224),), dynamic_shapes=(dynamic,), strict=False,
                                       prefer_deferred_runtime_asserts_over_guards=backbone in DEFERRED)
         path = f"{folder}/detector.onnx"
         torch.onnx.export(program, (), path, dynamo=True, verbose=False, external_data=False)

@@ -135,6 +135,10 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="at least one class"): AveragePrecision(1)
     with pytest.raises(ShapeError, match="0 pictures for 1 targets"): AveragePrecision(3).update([], [thing])
     with pytest.raises(ShapeError, match=r"differ in number: \[1, 2, 1\]"): AveragePrecision(3).update([{**thing, "scores": torch.ones(2)}], [thing])
+    for label in (3, -1):
+        strange, said = {**thing, "labels": torch.tensor([label])}, {**thing, "scores": torch.ones(1)}
+        with pytest.raises(ConfigError, match=f"an object has the label {label}; there are 3 classes"): AveragePrecision(3).update([said], [strange])
+        with pytest.raises(ConfigError, match=f"a detection has the label {label}"): AveragePrecision(3).update([{**said, **strange}], [thing])
     with pytest.raises(ConfigError, match="one of 0.5"): plot_precision_recall(torch.ones(10, 101, 3), overlap=0.97)
 
 

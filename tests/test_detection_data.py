@@ -140,6 +140,32 @@ def test_pictures_without_objects(recipe):
     assert transform(torch.zeros(3, 70, 90)).ndim == 3  # a picture alone
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("size", [(1, 200), (200, 1), (2, 90), (20, 2000)])
+def test_thin_pictures_keep_a_row(recipe, size):
+    "torchvision's own would resize them to nothing."
+    transform = detection_transforms(32, 64, **RECIPES[recipe])
+    for seed in range(12):
+        torch.manual_seed(seed)
+        image, target = transform(*sample([[0, 0, size[1], size[0]]], size))
+        assert image.numel() and plain_target(target, image.shape[-2:])["size"].tolist() == list(image.shape[-2:])
+
+
+@pytest.mark.parametrize("augment", ["ssd", "jitter"])
+def test_the_ground_is_the_mean_whatever_pixels_are_made_of(augment):
+    "What is put around a picture in training is 0 after the normalisation; for floating-point pixels it was 123 times white."
+    transform, grounds = detection_transforms(64, 64, augment=augment), 0
+    for seed in range(12):
+        image, target = sample([[0, 0, 60, 40]], (40, 60))
+        seen = []
+        for pixels in (torch.full((3, 40, 60), 255, dtype=torch.uint8), torch.ones(3, 40, 60)):
+            torch.manual_seed(seed)
+            seen.append(plain(transform(tv_tensors.Image(pixels), dict(target))[0]))
+        assert torch.equal(*seen) and seen[0].max() < 2.7
+        grounds += bool((seen[0] == 0).all(0).any())
+    assert grounds > 2
+
+
 def test_transforms_say_what_they_cannot_take():
     with pytest.raises(DataError, match="put ToTensor before it"): ResizeShortest(20)(PIL.Image.new("RGB", (9, 9)))
     for wrong in (dict(size=0), dict(max_size=-1), dict(scale=(1.0, 0.5)), dict(augment="mosaic")):
@@ -199,6 +225,12 @@ GOOD = {"boxes": [[1, 1, 5, 5]], "labels": [1]}
     ((torch.zeros(3, 8, 8), {**GOOD, "boxes": [[1, 1, 12, 5]]}), "reaches 4 pixels beyond"),
     ((torch.zeros(3, 8, 8), {**GOOD, "area": [1, 2]}), "area of the shape"),
     ((torch.zeros(3, 8, 8), {**GOOD, "boxes": [1, 2, 3, 4]}), r"boxes have the shape \[n, 4\], got \[4\]"),
+    ((torch.zeros(3, 8, 8), {**GOOD, "boxes": [[0.1, 0.2, 0.5, 1.0]]}), "lies within the first pixel; .* not in parts of the picture"),
+    ((torch.zeros(3, 8, 8), {**GOOD, "image_id": "p.jpg"}), "image_id is a whole number, got 'p.jpg'; leave it out"),
+    ((torch.zeros(3, 8, 8), {**GOOD, "image_id": 7.5}), "image_id is a whole number, got 7.5"),
+    ((torch.zeros(3, 0, 8), GOOD), "a picture of 0 × 8 pixels shows nothing"),
+    ((torch.zeros(3, 8, 8), [{"bbox": [1, 1, 4, 4]}]), "got a list; that is how torchvision reads a file, and without class_names"),
+    ((torch.zeros(3, 8, 8), {"annotation": {}}), "got one with 'annotation'; that is how torchvision"),
     ((torch.zeros(3, 8, 8), [GOOD]), "dictionary with 'boxes' and 'labels', got a list"),
     ((torch.zeros(3, 8, 8), {"bbox": []}), "got one with 'bbox'"),
     ((torch.full((3, 8, 8), 200.0), GOOD), "pixels from 0 to 1"),
@@ -208,6 +240,41 @@ def test_what_is_no_pair_is_named(item, reason):
     data = DetectionDataModule(Items(item), Items((torch.zeros(3, 8, 8), GOOD)), class_names=["background", "b"], image_size=8, num_workers=0)
     with pytest.raises(DataError, match=f"^picture 0: .*{reason}"): data.datasets["train"][0]
     assert data.datasets["val"][0][0].shape == (3, 8, 8)
+
+
+def test_a_number_that_is_none_is_the_place():
+    data = BoxPairs(Items(*[(torch.zeros(3, 8, 8), {**GOOD, "image_id": number}) for number in (None, 7.0, torch.tensor([5]))]), 2)
+    assert [data.pair(i)[1]["image_id"].item() for i in range(3)] == [0, 7, 5]
+    one_row = BoxPairs(Items((torch.zeros(3, 1, 8), {"boxes": [[0, 0, 1, 1]], "labels": [1]})), 2)
+    assert len(one_row.pair(0)[1]["boxes"]) == 1
+
+
+READY = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+
+
+@pytest.mark.parametrize("option, says", [
+    (dict(train_transforms=lambda picture: picture), "take a picture and its target, and give both"),
+    (dict(train_transforms=lambda picture, target: picture), "take a picture and its target, and give both"),
+    (dict(train_transforms=v2.RandomHorizontalFlip()), "make a tensor of uint8 .* ToTensor"),
+    (dict(eval_transforms=[v2.CenterCrop(8), *READY]), r"cut pictures \(CenterCrop\)"),
+    (dict(eval_transforms=[v2.RandomHorizontalFlip(), *READY]), r"at random \(RandomHorizontalFlip\)"),
+    (dict(flip=2), "from 0 to 1, got 2"), (dict(tolerance=-1), "how many pixels .* got -1"),
+    (dict(class_names="background"), "a list of names, got 'background'"),
+    (dict(class_names=["background", "b", "_Background_"]), "leave the other out"),
+])
+def test_what_cannot_train_is_told_when_it_is_made(option, says):
+    pairs = Items((torch.zeros(3, 8, 8), GOOD))
+    with pytest.raises(ConfigError, match=says): DetectionDataModule(pairs, pairs, **{"class_names": ["background", "b"], "num_workers": 0, **option})
+
+
+def test_transforms_that_look_at_pixels_are_welcome():
+    def halved(picture, target): return torch.from_numpy(np.asarray(picture)).float() / 510, target
+    pairs = Items((torch.full((3, 8, 8), 102, dtype=torch.uint8), GOOD))
+    data = DetectionDataModule(pairs, pairs, class_names=["background", "b"], train_transforms=halved, num_workers=0)
+    assert data.train_shape == [3, 480, 640] and data.datasets["train"][0][0].unique().tolist() == [pytest.approx(0.2)]
+    pil = Items((PIL.Image.new("RGB", (8, 8)), GOOD))
+    lazy = DetectionDataModule(pil, pil, class_names=["background", "b"], train_transforms=v2.ToDtype(torch.float32, scale=True), num_workers=0)
+    with pytest.raises(DataError, match="picture 0 leaves the transforms as Image, not as a tensor"): lazy.datasets["train"][0]
 
 
 # Batches
@@ -381,6 +448,54 @@ def test_layouts(tmp_path, layout):
     if len(files) > 1: assert all(file.rpartition("/")[2].startswith(f"s{list(sizes).index(split)}_") for split, file in names)
     other = coco_splits(tmp_path, fractions=(0.6, 0.2, 0.2), seed=1)["val"].table.files
     assert (other == found["val"].table.files) == (len(files) > 1)
+
+
+@pytest.mark.parametrize("name", ["pics\\{}", "pics/day/{}", "C:\\Users\\me\\{}", "/home/me/pics/{}", "\\\\disk\\{}", "http://host/upload/{}",
+                                  "back\\slash{}"])
+def test_pictures_are_found_as_other_machines_name_them(tmp_path, name):
+    "Separators of Windows, and whole paths of a machine that is not this one; a file that is really called so comes first."
+    save_coco(tmp_path / "one.json", tmp_path / "made", 10)
+    named = json.loads((tmp_path / "one.json").read_text())["images"]
+    for image in named:
+        straight = name.replace("\\", "/") if name.startswith("pics") else name if name.startswith("back") else "images/{}"
+        (tmp_path / straight.format(image["file_name"])).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "made" / image["file_name"], tmp_path / straight.format(image["file_name"]))
+    shutil.rmtree(tmp_path / "made")
+    edit(tmp_path / "one.json", lambda f: [i.update(file_name=name.format(i["file_name"])) for i in f["images"]])
+    found = coco_splits(tmp_path)
+    assert sum(map(len, found.values())) == 10 and len({file for data in found.values() for file in data.table.files}) == 10
+    assert all(len(data[0]) == 2 for data in found.values())
+    edit(tmp_path / "one.json", lambda f: f["images"].append({**f["images"][0], "id": 9999}))
+    with pytest.raises(DataError, match="has 1 problem: .*as id 500 does"): coco_splits(tmp_path)
+
+
+def test_no_folder_and_no_seed(coco):
+    file = coco / "annotations/instances_train2017.json"
+    with pytest.raises(ConfigError, match="is a file; give the folder of the data set, and annotations='instances_train2017.json'"): coco_splits(file)
+    with pytest.raises(ConfigError, match="0 or more, got -1"): coco_splits(coco, str(file), seed=-1)
+    with pytest.raises(ConfigError, match="tolerance is how many pixels"): coco_splits(coco, tolerance=-1.0)
+    with pytest.raises(DataError, match="7 pictures are too few .* with fractions"): coco_splits(coco, str(file), fractions=(1, 0, 0))
+
+
+def test_parts_of_a_picture_are_no_pixels(coco):
+    "Corners from 0 to 1 would be dropped as too small, one by one and without a word."
+    edit(coco / "annotations/instances_train2017.json", lambda f: [a.update(bbox=[0.1, 0.2, 0.5, 0.6], iscrowd=None) for a in f["annotations"]])
+    with pytest.raises(DataError, match="within the first pixel; corners are counted in pixels"): coco_splits(coco)
+
+
+@pytest.mark.parametrize("name", ["background", "_background_", "Background"])
+def test_a_category_for_the_background_gets_no_label(coco, name):
+    for part in ("train", "val"):
+        edit(coco / f"annotations/instances_{part}2017.json", lambda f: f["categories"].insert(0, {"id": 0, "name": name}))
+    data = coco_splits(coco)["train"]
+    assert data.class_names == ("background", "car", "dog", "brush") and set(data.table.labels) <= {1, 2, 3}
+    edit(coco / "annotations/instances_train2017.json", lambda f: f["annotations"][0].update(category_id=0))
+    with pytest.raises(DataError, match=rf"category '{name}' \(id 0\) is what is no object; 1 object of it"): coco_splits(coco)
+
+
+def test_iscrowd_that_is_null_is_none(coco):
+    edit(coco / "annotations/instances_train2017.json", lambda f: [a.update(iscrowd=None) for a in f["annotations"]])
+    assert not coco_splits(coco)["train"].table.crowds.any()
 
 
 def test_a_split_without_a_file_is_drawn_from_training(coco):

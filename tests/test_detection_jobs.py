@@ -13,13 +13,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from flame_vision.answers import said_of
 from flame_vision.cli import main
 from flame_vision.core.errors import ConfigError, ShapeError
 from flame_vision.data import DetectionDataModule, DigitsDataModule, Shapes, ShapesDetectionDataModule
 from flame_vision.jobs import described_model, folder_data, tasks_of
 from flame_vision.models import create_model
 from flame_vision.training import AveragePrecision, DetectionModule, fit, top_losses
-from flame_vision.training.detection import sizes_of
+from flame_vision.training.detection import sizes_of, view_of
 from flame_vision.training.hardest import examples_at
 from flame_vision.versioning import ModelRegistry, load_checkpoint
 
@@ -73,7 +74,7 @@ def detected(tmp_path_factory):
 def test_a_coco_folder_becomes_a_registered_detector_that_draws(detected, capsys, tmp_path):
     version = ModelRegistry(detected / "registry").get("drawn")
     assert version.manifest.class_names == ["background", "circle", "square", "triangle"]
-    logged = {"val/map", "val/map_50", "val/threshold", "test/map", "test/ap/circle", "train/loss_boxes", "test/loss_centerness"}
+    logged = {"val/map", "val/map_50", "test/map", "test/ap/circle", "train/loss_boxes", "test/loss_centerness"}
     assert logged <= set(version.metrics)
     model, path = ModelRegistry(detected / "registry").load("drawn"), str(detected / "drawn" / "test" / "2.png")
     assert type(model).__name__ == "Detector" and model.num_classes == 4
@@ -88,6 +89,10 @@ def test_a_coco_folder_becomes_a_registered_detector_that_draws(detected, capsys
     with Image.open(said["painted"]) as drawn: assert drawn.size == (384, 256)      # 96 × 64, four times
     assert main([*words[:-2], "--threshold=1", words[-1]]) == 0
     assert re.fullmatch(r"\S+2\.png  nothing  → \S+2-1\.png\n", capsys.readouterr().out)
+    assert main([*words[:-2], "--json", words[-1]]) == 0     # nothing was sure enough in its validation to set a threshold by
+    usual = version.metrics.get("val/threshold", 0.5)
+    said, = json.loads(capsys.readouterr().out)
+    assert usual > 0 and len(said["objects"]) == int((model.predict(path, score_threshold=usual)[0].scores >= usual).sum()) < 5
 
 
 def test_the_run_holds_the_best_epoch_and_pictures_of_each(detected):
@@ -162,7 +167,8 @@ def test_what_a_folder_is_for(tmp_path, detected):
     (tmp_path / "robo" / "train" / "_annotations.coco.json").write_text("{}")
     assert tasks_of(tmp_path / "robo") == ("detection",)
     data = folder_data("detection", str(detected / "drawn"), 400, 2, 0, "raise", 0, ["background", "square", "triangle", "circle"])
-    assert data.class_names == ("background", "square", "triangle", "circle") and data.config.arguments["max_size"] == 666
+    words = folder_data("detection", str(detected / "drawn"), 400, 2, 0, "raise", 0, "background, square, triangle,circle")
+    assert words.class_names == data.class_names == ("background", "square", "triangle", "circle") and data.config.arguments["max_size"] == 666
     assert described_model("detection", "resnet18", None, "fcos").arguments["neck"] == "fpn"
     assert "neck" not in described_model("detection", "resnet18", None, "detr").arguments
 
@@ -305,12 +311,67 @@ def test_a_model_of_another_kind_is_refused_before_anything_is_written(here, tmp
         def __init__(self): super().__init__(); self.layer = nn.Conv2d(3, 4, 1)
         def forward(self, x, sizes=None): return self.layer(x)
         def losses(self, outputs, targets): return {}
-        def postprocess(self, outputs): return []
+        def postprocess(self, outputs, *settings): return []
     with pytest.raises(ShapeError, match=r"for detection a model gives \[2, n, n\].*fcos"): fit(shapes(), Odd(), **here)
     for wrong in (dict(num_classes=1), dict(learning_rate=0), dict(class_names=["a"]), dict(score_threshold=2), dict(label_smoothing=0.1),
                   dict(loss={"boxes": "2"})):
         with pytest.raises(ConfigError): DetectionModule(detector(), **wrong)
     assert not os.listdir(tmp_path)
+
+
+class ByHand(nn.Module):
+    "A detector of one's own, as small as one can be."
+    num_classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 16, 16)
+
+    def forward(self, x, sizes=None):
+        found = self.layer(x).flatten(2).transpose(1, 2)
+        return {"logits": found[..., :4], "boxes": found[..., 4:].exp().cumsum(-1) * 4}
+
+    def losses(self, outputs, targets): return {"size": outputs["boxes"].mean()}
+
+    def postprocess(self, outputs, sizes=None, original_sizes=None, score_threshold=None, nms_threshold=None, max_detections=None):
+        return [{"boxes": b, "scores": s.sigmoid().amax(1), "labels": s[:, 1:].argmax(1) + 1} for b, s in zip(outputs["boxes"], outputs["logits"])]
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(forward=lambda self, x: ByHand.forward(self, x)), r"called as forward\(images, sizes\), and that of this Hand takes \(x\)"),
+    (dict(postprocess=lambda self, outputs: []), r"called as postprocess\(outputs, sizes, original_sizes, score_threshold\), .* takes \(outputs\)"),
+    (dict(losses=lambda self, outputs: {}), r"called as losses\(outputs, targets\)"),
+    (dict(losses=lambda self, outputs, targets: outputs["boxes"].mean()), "losses by their names.* gives tensor"),
+    (dict(losses=lambda self, outputs, targets: {}), "gives {}"), ({}, "")])
+def test_a_detector_made_by_hand(wrong, says, here):
+    model = type("Hand", (ByHand,), wrong)()
+    if not wrong: assert fit(shapes(lengths=(8, 4, 4)), model, epochs=1, prove=False, **here).metrics["test/loss"] > 0
+    else:
+        with pytest.raises(ConfigError, match=says): fit(shapes(lengths=(8, 4, 4)), model, epochs=1, prove=False, **here)
+
+
+@pytest.mark.parametrize("weights, says", [(dict(boxes=0, classification=0, centerness=0), "nothing would be learned"),
+                                           (dict(boxes=float("inf")), "got inf")])
+def test_weights_that_cannot_teach_are_refused(weights, says):
+    with pytest.raises(ConfigError, match=says): DetectionModule(detector(), loss=weights)
+
+
+def test_a_validation_without_objects_sets_no_threshold(here):
+    "Its threshold of 0 would make a registered detector draw all that it has."
+    data = DetectionDataModule(Wide(4), Wide(4, tuple(range(4))), class_names=Wide.class_names, image_size=64, batch_size=2, num_workers=0)
+    with pytest.warns(UserWarning, match="pictures have no object") as told:
+        result = fit(data, detector(), epochs=1, **here, prove=False)
+    assert "val/threshold" not in result.metrics and result.module.threshold == 0.3
+    assert sum("the val pictures" in str(w.message) for w in told) == 1     # two batches beforehand tell nothing
+    old = type("Old", (nn.Module,), {"postprocess": None, "version": type("V", (), {"metrics": {"val/threshold": 0.0}}),
+                                     "predict": lambda self, images, score_threshold: [score_threshold]})()
+    assert said_of(old, ["p.png"]) == [0.5]
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 30), (1, 1, 30), (3, 30, 1), (1, 9, 9)])
+def test_pictures_of_any_shape_are_shown(shape):
+    picture, factor = view_of(torch.rand(shape), None, None, 90)
+    assert picture.size == (round(shape[2] * factor), round(shape[1] * factor)) and max(picture.size) == 90
 
 
 def test_norms_of_published_weights_keep_their_statistics():

@@ -5,11 +5,13 @@ import torch
 from PIL import Image, ImageChops
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms import v2
 
-from flame_vision.core.errors import ConfigError, ShapeError
+from flame_vision.core.errors import ConfigError, DataError, ShapeError
+from flame_vision.data import detection_transforms
 from flame_vision.detections import Detection, detect, draw_boxes, text_place
 from flame_vision.preprocessing import whole_image_transforms
-from flame_vision.transforms import classification_transforms
+from flame_vision.transforms import Compose, RandomHorizontalFlip, classification_transforms
 
 PLAIN = whole_image_transforms(100, (0, 0, 0), (1, 1, 1))
 
@@ -100,6 +102,10 @@ def test_no_pictures_and_nothing_found():
 
 @pytest.mark.parametrize("wrong, error, says", [
     (dict(batch_size=0), ConfigError, "at least 1"), (dict(score_threshold=2), ConfigError, "between 0 and 1, got 2"),
+    (dict(transforms=lambda picture: picture), DataError, "picture 0 leaves .* as Image, .*ToTensor"),
+    (dict(transforms=v2.Compose([v2.ToImage(), v2.CenterCrop(9)])), ConfigError, r"cut pictures \(CenterCrop\)"),
+    (dict(transforms=Compose([RandomHorizontalFlip(), PLAIN])), ConfigError, r"at random \(RandomHorizontalFlip\).*fitted_transforms"),
+    (dict(transforms=detection_transforms(64, augment="jitter")), ConfigError, "cut pictures"),
     (dict(nms_threshold=True), ConfigError, "between 0 and 1"), (dict(max_detections=0), ConfigError, "max_detections"),
     (dict(class_names=["a", "b"]), ConfigError, "2 class names for 4 classes"),
     (dict(transforms=classification_transforms(64)), ConfigError, "cut pictures")])

@@ -239,6 +239,32 @@ def test_slips_say_what_to_do():
         create_model(backbone="resnet18", head={"name": "fcos", "arguments": {"stages": [3, 4]}})
     with pytest.raises(ConfigError, match="is a head for detection"): create_model("classifier", backbone="resnet18", head="fcos")
     with pytest.raises(ConfigError, match="num_classes=2"): Detector("resnet18", num_classes=1)
+    with pytest.raises(DataError, match="whole numbers"): model.losses(outputs, [{"boxes": box, "labels": torch.tensor([1.0])}])
+    for head, arguments, words in (("fcos", {"radius": 0.0}, "above 0"), ("fcos", {"depth": -1}, "depth"),
+                                   ("fcos", {"score_threshold": float("nan")}, "between 0 and 1"),
+                                   ("retinanet", {"octaves": 0}, "at least 1 octave"), ("retinanet", {"aspect_ratios": []}, "heights by widths"),
+                                   ("retinanet", {"below": 0.6}, "below"), ("retinanet", {"candidates": 0}, "at least 1")):
+        with pytest.raises(ConfigError, match=words): create_head(head, in_channels=8, num_classes=3, **arguments)
+    with pytest.raises(ConfigError, match="head 'fcos' has no dropout"): create_model(backbone="resnet18", head="fcos", dropout=0.1)
+
+
+def test_a_head_made_by_hand_says_its_strides():
+    "Anchors follow the strides that a head was made for; other levels would have anchors of a wrong size, in silence."
+    head = create_head("fcos", in_channels=[256] * 3, num_classes=3)
+    with pytest.raises(ConfigError, match=r"strides \(8, 16, 32\), and stages \(4, 5, 6\) have \(32, 64, 128\)"):
+        create_model(backbone="resnet18", neck="fpn", head=head)
+    model = create_model(backbone="resnet18", neck="fpn", head=create_head("fcos", in_channels=[256] * 5, num_classes=3)).eval()
+    again, x = create_model(config=model.config).eval(), torch.randn(1, 3, 64, 96)
+    again.load_state_dict(model.state_dict())
+    assert again.config == model.config and torch.equal(again(x)["boxes"], model(x)["boxes"])
+
+
+def test_thin_towers_see_a_map_of_one_place():
+    "A group norm of one channel a group would refuse it."
+    model = create_model(**described("resnet", "fcos", "fpn"), num_classes=3)
+    for training in (True, False):
+        outputs = model.train(training)(torch.randn(2, 3, 64, 64))
+        assert all(v.isfinite().all() for v in outputs.values())
 
 
 def test_another_last_layer_keeps_the_rest():

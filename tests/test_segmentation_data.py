@@ -83,7 +83,7 @@ def test_shapes_of_every_kind_and_joint_transforms():
     for (image, target), (x, t) in zip(Shapes(5, 48, task="detection"), flipped):
         assert torch.equal(plain(x), plain(image).flip(-1)) and torch.equal(plain(t["masks"]), plain(target["masks"]).flip(-1))
         assert torch.equal(plain(t["boxes"]), masks_to_boxes(plain(t["masks"])) + torch.tensor([0.0, 0.0, 1.0, 1.0]))
-    for wrong in (dict(task="pose"), dict(size=8), dict(max_shapes=0), dict(length=0), dict(seed=-1)):
+    for wrong in (dict(task="pose"), dict(size=8), dict(max_shapes=-1), dict(radius=(0.3, 0.1)), dict(length=0), dict(seed=-1)):
         with pytest.raises(ConfigError): Shapes(**wrong)
 
 

@@ -155,6 +155,9 @@ class Detector(DetectorMixin, DetectorWeights, BaseArchitecture):
         read = select(levels, read_by(head, [m.stage for m in levels], neck=neck), f"head {part_name(head)!r}")
         made = build_head(head, {} if isinstance(head, nn.Module) else told(head_class(head), read), num_classes, 91, dropout=dropout)
         if isinstance(head, DetectionHead): bind(head, read)
+        if isinstance(head, nn.Module) and tuple(getattr(head, "strides", None) or ()) not in ((), strides := tuple(m.stride for m in read)):
+            raise ConfigError(f"{type(head).__name__} was made for strides {tuple(head.strides)}, and stages {tuple(m.stage for m in read)} have {strides}; "
+                              f"make it with strides={list(strides)}")
         return made
 
     @tells_one_value

@@ -63,7 +63,7 @@ def read_by(
 
 # %% ../../nbs/architectures/430_segmenter.ipynb #5ae05556
 def bind(
-    head: SegmentationHead,         # A head that was made by hand
+    head: Any,                      # A head that was made by hand, with `in_channels` and `stages`
     read: Sequence[FeatureInfo],    # The maps that it reads
 ) -> None:
     "Let a head remember the maps that it reads, so that its configuration says them. Raises: ConfigError for maps of other channels."
@@ -72,7 +72,8 @@ def bind(
     if channels != tuple(head.in_channels):
         raise ConfigError(f"{type(head).__name__} was made for maps of {head.in_channels} channels, and stages {stages} have {channels}")
     head.stages = stages
-    head._arguments = {**head._arguments, "in_channels": list(channels), "stages": list(head.stages)}
+    facts = {"in_channels": list(channels), "stages": list(stages), "strides": [m.stride for m in read]}
+    head._arguments = {**head._arguments, **{k: v for k, v in facts.items() if k in head._arguments}}
 
 # %% ../../nbs/architectures/430_segmenter.ipynb #610311a3
 class SegmenterMixin(BackboneControls):

@@ -183,11 +183,13 @@ def divide_boxes(
     "Draw by a seed what has no file of its own. Raises: ConfigError, DataError for too few pictures."
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise ConfigError(f"fractions are three parts that add up to 1, got {list(fractions)}")
+    if type(seed) is not int or seed < 0: raise ConfigError(f"a seed is a whole number, 0 or more, got {seed!r}")
     if "val" in tables: return dict(tables)
     whole = tables[""] if "" in tables else tables["train"]
     parts = fractions if "" in tables else (fractions[0] / sum(fractions[:2]), fractions[1] / sum(fractions[:2]))
     order = np.random.default_rng(seed).permutation(len(whole))
     drawn = {split: whole.take(sorted(rows.tolist())) for split, rows in zip(SPLITS, np.split(order, np.cumsum(shares(len(order), parts))[:-1]))}
     if "test" in drawn and not len(drawn["test"]): del drawn["test"]
-    if not all(map(len, drawn.values())): raise DataError(f"{len(whole)} pictures are too few for training and validation")
+    if not all(map(len, drawn.values())):
+        raise DataError(f"{len(whole)} picture{'s are' if len(whole) > 1 else ' is'} too few for training and validation with fractions of {list(fractions)}")
     return {**drawn, **{split: table for split, table in tables.items() if split == "test"}}

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'REACH', 'TASKS', 'Shape', 'pattern', 'texture', 'draw_shapes', 'visible', 'picture', 'Shapes', 'target_of']
 
 # %% ../../nbs/data/507_shapes.ipynb #45c07907
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 import numpy as np
@@ -113,7 +113,7 @@ def picture(
     "A picture, and what is in it."
     ground, shapes = draw_shapes(rng, count, size, radius)
     image, distances = texture(rng, ground, size), [shape.distance(size) for shape in shapes]
-    kept, front = visible(distances)
+    kept, front = visible(distances) if shapes else ([], np.zeros((size, size), np.uint8))
     shapes = [shapes[i] for i in kept]
     for shape, i in zip(shapes, kept):
         alpha = np.clip(0.5 - distances[i], 0, 1)
@@ -134,16 +134,21 @@ class Shapes(Dataset):
     def __init__(self,
         length: int = 512,                  # Pictures
         size: int = 96,                     # Side of a picture
-        max_shapes: int = 4,                # Shapes in a picture, at most
+        max_shapes: int = 4,                # Shapes in a picture, at most, and at least one; 0 for pictures of nothing
         seed: int = 0,                      # Another seed, other pictures
         task: str = "segmentation",         # `"segmentation"`, `"detection"` or `"classification"`
         transforms: Callable[..., Any] | None = None, # Joint transform of image and target, from torchvision's `v2`
+        radius: Sequence[float] | None = None, # Smallest and largest, as parts of the side; 0.12 to 0.28, of one to classify 0.18 to 0.4
     ):
         if task not in TASKS: raise ConfigError(f"task is one of {', '.join(map(repr, TASKS))}, got {task!r}")
-        for name, value, least in (("length", length, 1), ("size", size, 16), ("max_shapes", max_shapes, 1), ("seed", seed, 0)):
+        for name, value, least in (("length", length, 1), ("size", size, 16), ("max_shapes", max_shapes, int(task == "classification")), ("seed", seed, 0)):
             if not isinstance(value, int) or value < least: raise ConfigError(f"{name} is an int of {least} or more, got {value!r}")
         if max_shapes > 255: raise ConfigError(f"max_shapes is at most 255, got {max_shapes}")
+        if radius is not None and not (len(radius) == 2 and 0 < radius[0] <= radius[1] <= 2):
+            raise ConfigError(f"radius is a smallest and a largest part of the side, above 0 and at most 2, got {list(radius)}")
+        low, high = radius or ((0.18, 0.4) if task == "classification" else (0.12, 0.28))
         self.length, self.size, self.max_shapes, self.seed, self.task, self.transforms = length, size, max_shapes, seed, task, transforms
+        self.radius = (float(low), float(high))
 
     def __len__(self) -> int: return self.length
 
@@ -162,13 +167,13 @@ class Shapes(Dataset):
     def draw(self, index: int) -> tuple[np.ndarray, list[Shape], np.ndarray]:
         "The picture, its shapes, and the shape in front at each pixel, from 1."
         rng = np.random.default_rng([self.seed, index])
-        if self.task == "classification": return picture(rng, 1, self.size, (0.18, 0.4))
-        return picture(rng, int(rng.integers(1, self.max_shapes + 1)), self.size)
+        count = 1 if self.task == "classification" else int(rng.integers(min(1, self.max_shapes), self.max_shapes + 1))
+        return picture(rng, count, self.size, self.radius)
 
     def fingerprint(self) -> str:
         "SHA-256 of what is asked for and of the first pictures."
         drawn = (f"{np.packbits(front > 0).tobytes().hex()}\t{image.tobytes().hex()}" for image, _, front in map(self.draw, range(min(4, self.length))))
-        return digest([f"{self.length} {self.size} {self.max_shapes} {self.seed} {self.task}", *drawn])
+        return digest([f"{self.length} {self.size} {self.max_shapes} {self.seed} {self.task} {self.radius}", *drawn])
 
 # %% ../../nbs/data/507_shapes.ipynb #43882808
 def target_of(
@@ -184,5 +189,5 @@ def target_of(
     masks = front == np.arange(1, len(shapes) + 1)[:, None, None]  # (n, h, w)
     rows, columns = masks.any(2), masks.any(1)
     boxes = [[c.argmax(), r.argmax(), len(c) - c[::-1].argmax(), len(r) - r[::-1].argmax()] for r, c in zip(rows, columns)]
-    boxes = tv_tensors.BoundingBoxes(torch.tensor(np.array(boxes), dtype=torch.float32), format="XYXY", canvas_size=size)
+    boxes = tv_tensors.BoundingBoxes(torch.tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=size)
     return {"boxes": boxes, "labels": torch.from_numpy(numbers), "masks": tv_tensors.Mask(torch.from_numpy(masks.astype(np.uint8)))}

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 from ..core.errors import ConfigError, DataError
 from .box_folders import BoxFolder, BoxTable, Pictured, divide_boxes, look_at_pictures, settle_boxes
-from .boxes import TOLERANCE, fault_of_box
+from .boxes import TOLERANCE, check_tolerance, fault_of_box
 from .datamodules import register_dataset
 from .detection import DetectionDataModule, with_background
 from .folders import Problem
@@ -51,7 +51,7 @@ def read_object(
     tolerance: float,           # Pixels that a box may reach beyond the picture
 ) -> tuple[float, ...] | str:   # x1, y1, x2, y2, label, area, iscrowd; or what is wrong
     "One object. Pixels are counted from 1 and the last is included, so the corner before the first is one less."
-    if thing["name"] not in labels: return f"is called {thing['name']!r}, which is no class"
+    if thing["name"] not in labels: return f"is called {thing['name']!r}, which is no class; class_names says which there are"
     sides = {key: thing[key] for key in ("xmin", "ymin", "xmax", "ymax")}
     try: x1, y1, x2, y2 = map(float, sides.values())
     except ValueError: return "has no box, but " + ", ".join(f"{key} {side!r}" for key, side in sides.items())
@@ -83,7 +83,7 @@ def scan_voc(
 ) -> tuple[dict[str, BoxTable], list[Problem]]: # What can be used by split ("" to be divided), and all that is wrong
     "Look at every annotation and every picture. Raises: MissingPathError, ConfigError."
     root, problems, stray = os.path.abspath(root), [], []
-    names = with_background(class_names)
+    names, tolerance = with_background(class_names), check_tolerance(tolerance)
     if twice := repeated(names): raise ConfigError(f"class_names has {', '.join(map(repr, twice))} twice")
     labels = {name: i for i, name in enumerate(names) if i}
     pictures = by_stem(root, "JPEGImages", stray)

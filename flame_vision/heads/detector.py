@@ -40,6 +40,7 @@ def check_targets(
         boxes, labels = target["boxes"], target["labels"]
         if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
             raise ShapeError(f"target {i}: boxes are (n, 4) and labels (n,), got {list(boxes.shape)} and {list(labels.shape)}")
+        if labels.is_floating_point() or labels.dtype == torch.bool: raise DataError(f"target {i}: labels are whole numbers, got {labels.dtype}")
         if not len(boxes) or boxes.device.type == "meta": continue
         if not (boxes[:, 2:] > boxes[:, :2]).all() or not boxes.isfinite().all():
             bad = int(((boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1)).logical_not().nonzero()[0])

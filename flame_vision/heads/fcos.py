@@ -39,7 +39,7 @@ class FCOSHead(DenseHead):
         max_detections: int = 100,              # How many to answer at most
     ):
         super().__init__(in_channels, num_classes, stages, max_detections)
-        if not radius > 0: raise ConfigError(f"FCOSHead: radius is above 0, got {radius!r}")
+        if isinstance(radius, str) or not radius > 0: raise ConfigError(f"FCOSHead: radius is a number above 0, got {radius!r}")
         cells = [cell_anchors(sizes, [1.0]) for sizes in octave_sizes(self.strides_of(strides), 1.0, 1)]
         self.settle(strides, cells, score_threshold, nms_threshold, candidates, box_loss)
         self.radius, self.loss_weights = radius, {"classification": 1.0, "boxes": 1.0, "centerness": 1.0}

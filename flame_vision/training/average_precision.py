@@ -53,6 +53,9 @@ class AveragePrecision(Metric):
         if len(predictions) != len(targets): raise ShapeError(f"predictions of {len(predictions)} pictures for {len(targets)} targets")
         for said, target in zip(predictions, targets):
             found, true = detections_table(said), objects_table(target)
+            for what, labels in (("a detection", found[:, 5]), ("an object", true[:, 4])):
+                if len(strange := labels[(labels < 0) | (labels >= self.num_classes)]):
+                    raise ConfigError(f"{what} has the label {strange[0].item():g}; there are {self.num_classes} classes, from 0, the background, to {self.num_classes - 1}")
             number = int(target["image_id"]) if "image_id" in target else -1
             self.found.append(found); self.true.append(true)
             self.pictures.append(torch.tensor([[number, len(found), len(true)]], device=found.device))
