@@ -423,8 +423,25 @@ def test_torchvisions_coco_class_gives_the_same_batches(coco):
         assert torch.equal(x, same_x) and all(torch.equal(t[key], same_t[key]) for key in t)
     with pytest.raises(ConfigError, match="for detection, and this is segmentation"): SegmentationDataModule(train, val)
     with pytest.raises(DataError, match="got a list"): DetectionDataModule(train, val, class_names=theirs.class_names, **options).datasets["val"][0]
+    with pytest.raises(ConfigError, match="wrap_dataset_for_transforms_v2; give the data set as it was"):
+        DetectionDataModule(datasets.wrap_dataset_for_transforms_v2(train), val, **options)
     halves = torch.utils.data.ConcatDataset([torch.utils.data.Subset(val, [2, 0]), train])
     assert [wrap_dataset(halves)[i][1]["image_id"] for i in range(3)] == [val.ids[2], val.ids[0], train.ids[0]]
+
+
+def test_a_category_called_background_is_no_class(coco, tmp_path):
+    "Some tools write it; torchvision's class then gives the same names and boxes as ours, without its objects."
+    file, folder = tmp_path / "train.json", coco / "train2017"
+    content = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
+    content["categories"][0]["name"] = "_background_"
+    file.write_text(json.dumps(content))
+    files = file, coco / "annotations" / "instances_train2017.json"
+    wrapped, plain = (wrap_dataset(quiet(lambda f=f: datasets.CocoDetection(folder, f))) for f in files)
+    assert wrapped.class_names[0] == "background" and "_background_" not in wrapped.class_names
+    assert len(wrapped.class_names) == len(plain.class_names) - 1
+    names = [[wrapped.class_names[n] for n in wrapped[i][1]["labels"]] for i in range(len(wrapped))]
+    dropped = next(name for name in plain.class_names if name not in wrapped.class_names)
+    assert names == [[plain.class_names[n] for n in plain[i][1]["labels"] if plain.class_names[n] != dropped] for i in range(len(plain))]
 
 
 @pytest.mark.parametrize("layout", ["coco", "images", "plain", "roboflow", "single", "cvat", "fiftyone", "beside", "label studio"])

@@ -20,9 +20,10 @@ from .box_folders import BoxFolder, BoxTable, Pictured, divide_boxes, look_at_pi
 from .boxes import TOLERANCE, check_tolerance, fault_of_box
 from .datamodules import register_dataset
 from .datasets import SPLITS
-from .detection import DetectionDataModule, is_background, with_background
+from .detection import DetectionDataModule, with_background
 from .folders import SPLIT_FOLDERS, Problem
 from .masks import repeated
+from .torchvision_datasets import is_background
 from ..images import reason_of
 from ..transforms import IMAGENET_MEAN, IMAGENET_STD
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VOC_CLASSES', 'Numbers', 'Reading', 'reading_of', 'check_targets', 'read_voc', 'read_sbd', 'read_cityscapes',
-           'read_pets', 'untouched', 'named_labels', 'read_labels', 'CocoBoxes', 'read_coco', 'VOCBoxes',
-           'read_voc_boxes', 'leaves_of', 'check_bare', 'number_of', 'WrappedDataset', 'wrap_dataset', 'wrap_known',
-           'given_splits', 'names_of', 'names_for', 'described']
+           'read_pets', 'untouched', 'named_labels', 'read_labels', 'CocoBoxes', 'is_background', 'read_coco',
+           'VOCBoxes', 'read_voc_boxes', 'leaves_of', 'check_bare', 'number_of', 'WrappedDataset', 'wrap_dataset',
+           'wrap_known', 'given_splits', 'names_of', 'names_for', 'described']
 
 # %% ../../nbs/data/509_torchvision_datasets.ipynb #ea7d447c
 from bisect import bisect_right
@@ -138,17 +138,25 @@ def read_labels(
 @dataclass(frozen=True)
 class CocoBoxes:
     "From COCO's annotations of a picture to boxes and labels from 1."
-    table: tuple[tuple[int, int], ...] # Pairs of a category's number and our label
+    table: tuple[tuple[int, int], ...] # Pairs of a category's number and our label, 0 for what is no object
 
     def __call__(self, annotations: Sequence[Mapping]) -> dict[str, Any]:
         "Raises: DataError for a category that the file does not have."
         ours = dict(self.table)
         strange = [a["category_id"] for a in annotations if a["category_id"] not in ours]
         if strange: raise DataError(f"an object is of the category {strange[0]!r}, which the file does not have")
+        annotations = [a for a in annotations if ours[a["category_id"]]]
         boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)], dtype=torch.float32).reshape(-1, 4)
         return {"boxes": boxes, "labels": torch.tensor([ours[a["category_id"]] for a in annotations], dtype=torch.int64),
             "iscrowd": torch.tensor([int(a.get("iscrowd", 0)) for a in annotations], dtype=torch.int64),
             "area": torch.tensor([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=torch.float32)}
+
+# %% ../../nbs/data/509_torchvision_datasets.ipynb #101e9fec
+def is_background(
+    name: str, # Of a class
+) -> bool:
+    "Whether a class stands for what is no thing, `_background_` and the like."
+    return name.strip("_").lower() == "background"
 
 # %% ../../nbs/data/509_torchvision_datasets.ipynb #c105892f
 @reading_of.register(datasets.CocoDetection)
@@ -156,9 +164,11 @@ def read_coco(
     data: Any, # A `CocoDetection`
 ) -> Reading:
     "COCO's categories, after the background. Raises: ConfigError for a file that has none."
-    found = sorted(data.coco.cats.items())
+    found = {key: str(category["name"]) for key, category in sorted(data.coco.cats.items())}
     if not found: raise ConfigError("this CocoDetection has no categories; its file is for captions, or not COCO's")
-    return Reading("detection", ("background", *(str(c["name"]) for _, c in found)), CocoBoxes(tuple((key, i) for i, (key, _) in enumerate(found, 1))))
+    things = [key for key, name in found.items() if not is_background(name)]
+    labels = {key: things.index(key) + 1 if key in things else 0 for key in found}
+    return Reading("detection", ("background", *(found[key] for key in things)), CocoBoxes(tuple(labels.items())))
 
 # %% ../../nbs/data/509_torchvision_datasets.ipynb #3031bc52
 @dataclass(frozen=True)
@@ -197,6 +207,8 @@ def check_bare(
     data: Any, # One of torchvision's data sets
 ) -> None:
     "Make sure that a data set gives its pictures and targets as they are. Raises: ConfigError that says where transforms belong."
+    if any(kind.__name__ == "VisionDatasetTVTensorWrapper" for kind in type(data).__mro__):
+        raise ConfigError(f"this {type(data).__name__} comes from wrap_dataset_for_transforms_v2; give the data set as it was before, which is wrapped here")
     if getattr(data, "transforms", None) is not None or getattr(data, "transform", None) is not None:
         raise ConfigError(f"this {type(data).__name__} has transforms of its own, which its numbers may not survive; "
                           "make it without, and give them to the data module as train_transforms and eval_transforms")
