@@ -63,7 +63,7 @@ def check_one_cell(
     "Refuse a norm that would see one number at a time, and make zero of it. Raises: ConfigError that says what to do."
     alone = isinstance(norm, nn.InstanceNorm2d) or isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
     if alone: raise ConfigError(f"{name}: {norm} would see one number at a time on a grid of one cell, and make zero of it; take norm='batch', "
-                                "'layer', or 'group' with channels that do not divide 32 (48, 64 and 256 do not; 1, 2, 4, 8, 16 and 32 do)")
+                                "'layer', or 'group', which has two channels in a group")
 
 # %% ../../nbs/blocks/126_grid_pool.ipynb #5d354548
 def check_one_value(
@@ -74,8 +74,8 @@ def check_one_value(
     "Refuse to train a batch norm with a single number per channel. Raises: ShapeError that says what to do."
     if norm.training and isinstance(norm, nn.BatchNorm2d) and batch == 1:
         raise ShapeError(f"{name} averages each image to one cell, and a batch norm cannot be trained with a single one, got a batch of 1: train "
-                         "with batches of 2 or more (DataLoader's drop_last=True), take norm='layer', or 'group' with channels that do not divide "
-                         "32, or put the batch norms into eval mode")
+                         "with batches of 2 or more (DataLoader's drop_last=True), take norm='layer', or 'group' (which has two channels in a group), or put the batch "
+                         "norms into eval mode")
 
 # %% ../../nbs/blocks/126_grid_pool.ipynb #d9c71460
 def layer_of(

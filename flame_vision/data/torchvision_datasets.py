@@ -207,8 +207,6 @@ def check_bare(
     data: Any, # One of torchvision's data sets
 ) -> None:
     "Make sure that a data set gives its pictures and targets as they are. Raises: ConfigError that says where transforms belong."
-    if any(kind.__name__ == "VisionDatasetTVTensorWrapper" for kind in type(data).__mro__):
-        raise ConfigError(f"this {type(data).__name__} comes from wrap_dataset_for_transforms_v2; give the data set as it was before, which is wrapped here")
     if getattr(data, "transforms", None) is not None or getattr(data, "transform", None) is not None:
         raise ConfigError(f"this {type(data).__name__} has transforms of its own, which its numbers may not survive; "
                           "make it without, and give them to the data module as train_transforms and eval_transforms")
@@ -235,6 +233,10 @@ class WrappedDataset(Dataset):
         if len(readings) > 1:
             names = sorted(", ".join(reading.class_names[:4]) + " …" for reading in readings)
             raise ConfigError(f"the parts name their classes differently: {'; '.join(names)}")
+        wrapped = [leaf for leaf in leaves_of(data) if any(kind.__name__ == "VisionDatasetTVTensorWrapper" for kind in type(leaf).__mro__)]
+        if wrapped and next(iter(readings)).task == "detection":
+            raise ConfigError(f"this {type(wrapped[0]).__name__} comes from wrap_dataset_for_transforms_v2; give the data set as it was before, "
+                              "which is wrapped here")
         self.data, self.reading, self.order = data, readings.pop(), range(len(data))
         if isinstance(data, datasets.Cityscapes): self.order = sorted(self.order, key=lambda i: data.images[i])
 
