@@ -93,9 +93,11 @@ def test_asking_changes_nothing():
 
 
 def test_every_registered_transform_goes_through_its_configuration_and_pickle():
-    import flame_vision.data.segmentation  # noqa: F401 - it registers one
+    import flame_vision.data.boxes  # noqa: F401 - they register some
+    import flame_vision.data.segmentation  # noqa: F401
     sized = ("resize", "center_crop", "random_crop", "random_resized_crop", "random_scale_crop")
     needs = {**{name: {"size": 8} for name in sized}, "pad": {"padding": [1, 2]}, "normalize": {"mean": [0.5] * 3, "std": [0.2] * 3},
+             "random_shortest_size": {"min_size": 8}, "scale_jitter": {"target_size": [16, 16]},
              "random_affine": {"degrees": 10}, "compose": {"transforms": ["to_tensor", "random_horizontal_flip"]}}
     x = torch.rand(3, 20, 24)
     for name in T.list_transforms():

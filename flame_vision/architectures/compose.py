@@ -226,9 +226,9 @@ def build_head(
         raise ConfigError(f"dropout={wishes['dropout']} is for a head that is given by name; this {type(head).__name__} was made already")
     described = part_config(head)
     known = inspect.signature(HEADS[described.name]).parameters
-    if lacks := [k for k, v in wishes.items() if v is not None and k not in known]:
+    if lacks := [k for k, v in wishes.items() if v and k not in known]:
         raise ConfigError(f"{lacks[0]}={wishes[lacks[0]]!r}: head {described.name!r} has no {lacks[0]}; it takes {', '.join(known)}")
-    arguments = {"num_classes": default_classes, **{k: v for k, v in wishes.items() if v is not None}, **described.arguments, **facts}
+    arguments = {"num_classes": default_classes, **{k: v for k, v in wishes.items() if k in known and v is not None}, **described.arguments, **facts}
     if num_classes is not None: arguments["num_classes"] = num_classes
     return build(HEADS, PartConfig(name=described.name, arguments=arguments))
 
