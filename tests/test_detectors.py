@@ -131,6 +131,18 @@ def test_ways_to_the_published_weights(call, torch_home, monkeypatch):
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_weights_that_are_loaded_afterwards_leave_a_model_that_can_be_made_again(name, torch_home, monkeypatch):
+    "The first RetinaNet was trained without an epsilon: its configuration says so, and an equal model follows from it."
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    model = create_model(name)
+    model.load_pretrained("coco")
+    again, x = create_model(config=model.config).eval(), torch.randn(1, 3, 64, 96)
+    again.load_state_dict(model.eval().state_dict())
+    assert again.config == model.config and model.config.arguments["norm_eps"] == (0.0 if name == "retinanet_resnet50_fpn" else 1e-5)
+    with torch.no_grad(): assert torch.equal(again(x)["boxes"], model(x)["boxes"])
+
+
 def test_other_classes_start_at_random_and_say_so(torch_home, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     with pytest.warns(UserWarning, match="head.classification.logits.weight.*start at random"):
@@ -190,7 +202,7 @@ def run_export(folder, backbone, neck, head):
     found = json.loads(ran.stdout.splitlines()[-1])
     assert {"logits", "boxes", "answers"} <= found.keys() and all(len(off) == 6 for name, off in found.items() if name != "answers")
     assert {name: off for name, off in found.items() if name != "answers" and max(off) > 1e-5} == {}
-    assert max(found["answers"]) <= 1  # boxes beyond the threshold, in ONNX Runtime and here; one may lie on its edge
+    assert max(found["answers"]) <= 1e-4  # scores of what is answered, in ONNX Runtime and here
 
 
 @pytest.mark.parametrize("backbone, neck, head", [("resnet", "fpn", "fcos"), ("mobilenet", "pan", "retinanet"), ("swin", "none", "detr")])

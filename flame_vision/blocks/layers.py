@@ -79,7 +79,7 @@ def create_norm(
 ) -> nn.Module:
     "A normalisation layer by name. Raises: ConfigError with the names there are."
     if (name or "none") not in NORMS: raise ConfigError(f"no norm is called {name!r}; {did_you_mean(str(name), NORMS)}")
-    if eps is not None and (name, eps) != ("frozen_batch", 0): check_eps(eps)  # torchvision's detectors were trained without one
+    if eps is not None and not (eps == 0 and name in ("batch", "frozen_batch")): check_eps(eps)  # torchvision's first RetinaNet has none
     return NORMS[name or "none"](channels, **({} if eps is None else {"eps": eps}))
 
 # %% ../../nbs/blocks/102_layers.ipynb #145c116c

@@ -174,8 +174,8 @@ class DenseHead(DenseAnswers):
     ) -> dict[str, Tensor]:                             # `logits`, `boxes`, what the regression gives, `anchors` and `levels`, all batch first
         maps = select_maps(self, features, self.in_channels, self.stages)
         found = [{"logits": self.classification(x)[0], **dict(zip(self.regression.names, self.regression(x)))} for x in maps]
-        widths = {"logits": self.num_classes, "deltas": 4, "centerness": 1}
-        outputs = {name: torch.cat([rows_of(level[name], widths[name]) for level in found], 1) for name in found[0]}
+        count = len(self.cells[0])  # candidates of a place
+        outputs = {name: torch.cat([rows_of(level[name], level[name].shape[1] // count) for level in found], 1) for name in found[0]}
         size = [side * self.strides[0] for side in maps[0].shape[-2:]] if size is None else size
         grids = [grid_anchors(cells, x.shape[-2:], size, x.device) for cells, x in zip(self.cells, maps)]
         levels = torch.cat([torch.full_like(grid[:, 0], i, dtype=torch.int64) for i, grid in enumerate(grids)])
