@@ -37,9 +37,9 @@ def second_deepest(
 def stages_for(
     head: Any,      # A name, a configuration, or a head
     neck: NeckPlan, # The neck's plan
-    auxiliary: Any, # The same for the auxiliary head, or None
+    auxiliary: Any = None, # The same for the auxiliary head
 ) -> Callable[[Sequence[int]], tuple[int, ...]]: # What picks a backbone's stages from those that there are
-    "Which of a backbone's maps a segmenter reads."
+    "Which of a backbone's maps a segmenter or a detector reads."
     def pick(stages: Sequence[int]) -> tuple[int, ...]:
         read = read_by(head, stages) if neck.neck is None else neck.pick(stages)
         extra = () if auxiliary is None else read_by(auxiliary, stages, second_deepest(stages))

@@ -19,9 +19,9 @@ from ..blocks.layers import create_activation, create_norm
 from ..core.errors import ConfigError
 from ..core.key_maps import Rule, rename
 from .anchors import grid_anchors
-from .base import check_head, select_maps
+from .base import select_maps
 from .detection_losses import check_box_loss
-from .detector import DetectionHead, Targets, best_of_all, check_count, check_share, rows_of, sizes_list, to_original
+from .detector import DetectionHead, Targets, best_of_all, check_count, check_kinds, check_share, rows_of, sizes_list, to_original
 
 # %% ../../nbs/heads/345_dense_detector.ipynb #a18b780e
 PRIOR = -math.log((1 - 0.01) / 0.01)    # Score of a probability of 1 %
@@ -191,8 +191,7 @@ class DenseHead(DenseAnswers):
         num_classes: int, # Classes to tell apart from now on, the background among them
     ) -> None:
         "Give it a new last layer of classes; the others keep their weights. Changes the head: call it before threads share it. Raises: ConfigError."
-        check_head(self, num_classes)
-        if num_classes < 2: raise ConfigError(f"{type(self).__name__}: num_classes counts the background, so that one kind of object needs num_classes=2")
+        check_kinds(self, num_classes)
         old = self.classification.logits
         made = nn.Conv2d(old.in_channels, old.out_channels // self.num_classes * num_classes, 3, padding=1)
         draw_normal(made)

@@ -19,9 +19,9 @@ from ..blocks.attention import create_dropout
 from ..blocks.conv import at_least_one
 from ..core.errors import ConfigError
 from ..core.key_maps import KeyMap, rename
-from .base import check_head, register_head, select_maps
+from .base import register_head, select_maps
 from .detection_transformer import DetectionTransformer, seen_cells, transformers_rules
-from .detector import DetectionHead, Targets, check_count, check_share, check_targets, sizes_list, to_original
+from .detector import DetectionHead, Targets, check_count, check_kinds, check_share, check_targets, sizes_list, to_original
 from .matching import HungarianMatcher, generalized_iou
 
 # %% ../../nbs/heads/354_detr.ipynb #d7d8a3af
@@ -198,8 +198,7 @@ class QueryHead(AnsweringHead):
         num_classes: int, # Classes to tell apart from now on, the background among them
     ) -> None:
         "Give it a new last layer; the others keep their weights. Changes the head: call it before threads share it. Raises: ConfigError."
-        check_head(self, num_classes)
-        if num_classes < 2: raise ConfigError(f"{type(self).__name__}: num_classes counts the background; one kind of object needs num_classes=2")
+        check_kinds(self, num_classes)
         self.logits, self.num_classes = nn.Linear(self.logits.in_features, num_classes + 1).to(self.logits.weight), num_classes
         self._arguments = {**self._arguments, "num_classes": num_classes}
 
