@@ -32,6 +32,7 @@ from .dense_benchmarks import bench_detectors, bench_segmenters
 from .local_hub import Peak, local_hub
 from .measuring import Comparison, apart, forward_of, hardware, in_words, interleaved, on_device
 from .models import PUBLISHED, create_model
+from .versioning_benchmarks import bench_versioning
 
 # %% ../nbs/950_benchmarks.ipynb #08d74a07
 FAMILIES = ("resnet50", "efficientnet_b0", "efficientnetv2_s", "mobilenetv2_100", "mobilenetv3_large_100", "regnety_008", "convnext_tiny",
@@ -182,7 +183,7 @@ def check_settings(
 
 # %% ../nbs/950_benchmarks.ipynb #69b3b8ef
 SUITES: dict[str, Callable[..., Iterator[Any]]] = {"backbones": bench_backbones, "shapes": bench_shapes, "loading": bench_loading,
-                                                   "segmenters": bench_segmenters, "detectors": bench_detectors}
+                                                   "segmenters": bench_segmenters, "detectors": bench_detectors, "versioning": bench_versioning}
 DENSE: dict[str, Mapping[str, Any]] = {"segmenters": SEGMENTERS, "detectors": DETECTORS}    # published networks of these suites
 
 # %% ../nbs/950_benchmarks.ipynb #cd307d50

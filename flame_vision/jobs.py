@@ -198,11 +198,11 @@ def result_lines(
 ) -> list[str]:
     "The end of a training, line by line. Raises: ConfigError for a training that registered nothing."
     if result.version is None: raise ConfigError("only the process that registered a version can report it")
-    size = (result.version.path / "model.safetensors").stat().st_size
+    size = result.version.files["model.safetensors"].size
     rows = {**score_rows(result), "training time": f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s",
             "model size": f"{sum(p.numel() for p in result.model.parameters()) / 1e6:.2f} M parameters, {human(size, 1024)}B",
             "W&B run": str(result.wandb_dir or "disabled"), "picture": str(result.picture or "none: nothing was tested"), "registered": str(result.version)}
     if result.proved: rows["reloaded"] = f"in a new process, {result.proved:,} scores equal bit for bit"
-    root, width = repr(os.path.abspath(registry)) if registry else "", max(21, *(len(key) + 2 for key in rows))
+    root, width = repr(registry if "://" in registry else os.path.abspath(registry)) if registry else "", max(21, *(len(key) + 2 for key in rows))
     return ["", *(f"{key:<{width}}{value}" for key, value in rows.items()), "", "from flame_vision.versioning import ModelRegistry",
             f"model = ModelRegistry({root}).load({result.version.name!r}, {result.version.version!r})", ""]

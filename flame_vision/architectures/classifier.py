@@ -45,12 +45,12 @@ class ClassifierMixin(BackboneControls):
 
     def vector_features(self, head: Any) -> int:
         "Length of the vector that a head would take. Raises: ConfigError for a backbone that does not say."
-        if not hasattr(self.backbone, "num_features"):
-            raise ConfigError(f"{type(self.backbone).__name__} does not say how many channels its deepest map has; "
-                              "derive it from BaseBackbone, or define num_features")
         pools = pools_itself(head) and getattr(self.backbone, "gives_tokens", False) and not hasattr(self.backbone, "tokens")
         if self.neck is not None or pools: return maps_of(self.backbone, self.neck)[-1].channels
-        return getattr(self.backbone, "classifier_features", self.backbone.num_features)
+        told = getattr(self.backbone, "classifier_features", None) or getattr(self.backbone, "num_features", None)  # each is found out from shapes: asked once
+        if told: return told
+        raise ConfigError(f"{type(self.backbone).__name__} does not say how many channels its deepest map has; "
+                          "derive it from BaseBackbone, or define num_features")
 
     def has_classifier(self) -> bool:
         "Whether there is a head."

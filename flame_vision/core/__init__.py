@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import RegistryError as RegistryError
     from .errors import ShapeError as ShapeError
     from .errors import StoppedError as StoppedError
+    from .errors import StoreError as StoreError
     from .errors import TamperedError as TamperedError
     from .errors import TrainingError as TrainingError
     from .errors import UnknownArgumentError as UnknownArgumentError

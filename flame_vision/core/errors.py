@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FlameVisionError', 'ShapeError', 'ConfigError', 'WeightsError', 'CheckpointError', 'DataError', 'MissingPathError',
            'TrainingError', 'StoppedError', 'UnknownNameError', 'UnknownArgumentError', 'RegistryError',
-           'VersionNotFoundError', 'VersionExistsError', 'TamperedError', 'MissingExtraError', 'require', 'advise']
+           'VersionNotFoundError', 'VersionExistsError', 'TamperedError', 'StoreError', 'MissingExtraError', 'require',
+           'advise']
 
 # %% ../../nbs/core/000_errors.ipynb #9cfd58bb
 import sys
@@ -75,6 +76,11 @@ class VersionExistsError(RegistryError, FileExistsError):
 # %% ../../nbs/core/000_errors.ipynb #fef32165
 class TamperedError(RegistryError):
     "A registered file whose digest is not the one in its manifest."
+
+# %% ../../nbs/core/000_errors.ipynb #83d15b3e
+class StoreError(RegistryError, OSError):
+    "A place for a registry that cannot be reached, or does not do what it is told."
+    def __str__(self): return str(self.args[-1]) if self.args else ""
 
 # %% ../../nbs/core/000_errors.ipynb #d6fa3a4c
 class MissingExtraError(FlameVisionError, ImportError):

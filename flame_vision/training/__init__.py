@@ -8,11 +8,16 @@ if TYPE_CHECKING:
     from .callbacks import BestCheckpoint as BestCheckpoint
     from .callbacks import Pictures as Pictures
     from .callbacks import Speed as Speed
+    from .checkpoints import SafeCheckpoint as SafeCheckpoint
+    from .checkpoints import SafeCheckpointIO as SafeCheckpointIO
     from .classification import ClassificationModule as ClassificationModule
     from .detection import DetectionModule as DetectionModule
     from .hardest import TopLosses as TopLosses
     from .hardest import examples_at as examples_at
     from .hardest import top_losses as top_losses
+    from .lightning_files import LightningImport as LightningImport
+    from .lightning_files import import_lightning_checkpoint as import_lightning_checkpoint
+    from .lightning_files import read_lightning_checkpoint as read_lightning_checkpoint
     from .modules import Example as Example
     from .modules import TaskModule as TaskModule
     from .modules import list_tasks as list_tasks

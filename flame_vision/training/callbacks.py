@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from ..core.errors import ConfigError, StoppedError, TrainingError
 from ..data.datamodules import ImageDataModule
 from ..plots import png_of
+from .checkpoints import SafeCheckpoint
 from .hardest import examples_at
 from .tracking import log_figure
-from ..versioning.checkpoint import save_checkpoint
 
 # %% ../../nbs/training/712_callbacks.ipynb #59b9fc92
 class Speed(Callback):
@@ -47,13 +47,14 @@ class Speed(Callback):
         return self.images / self.seconds if self.seconds else 0.0
 
 # %% ../../nbs/training/712_callbacks.ipynb #cc55a87a
-class BestCheckpoint(Checkpoint):
+class BestCheckpoint(SafeCheckpoint):
     "Keeps the weights of the best validation so far, without one the last, as a checkpoint that `load_checkpoint` reads."
     def __init__(self,
         path: str | os.PathLike,        # Where to keep it
         monitor: str = "val/accuracy",  # Metric to watch, the higher the better
     ):
-        self.path, self.monitor, self.best, self.metrics = Path(path), monitor, float("-inf"), {}
+        self.path, self.best, self.metrics = Path(path), float("-inf"), {}
+        super().__init__(self.path.parent, self.path.stem, monitor=monitor, mode="max", save_on_train_epoch_end=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         "Save where it is better. Raises: TrainingError for a loss that is not finite."
@@ -64,10 +65,16 @@ class BestCheckpoint(Checkpoint):
                                     "a lower learning_rate often helps")
         reached = metrics.get(self.monitor, math.nan)
         unknown = math.isnan(reached) and self.best == float("-inf")  # nothing was validated yet: the last weights are as good as any
-        if not (reached > self.best or unknown) or not trainer.is_global_zero: return
+        if not trainer.strategy.broadcast(reached > self.best or unknown): return
         self.best, self.metrics = (self.best if unknown else reached), metrics
-        save_checkpoint(model=pl_module.model, optimizer=trainer.optimizers[0], epoch=trainer.current_epoch, path=self.path,
-                        metrics=metrics, class_names=pl_module.class_names)
+        self.best_model_path = str(self.path)
+        self._save_checkpoint(trainer, self.best_model_path)
+
+    def state_dict(self) -> dict[str, Any]: return {**super().state_dict(), "best": self.best, "metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.metrics = state_dict["best"], state_dict["metrics"]
+        self.best_model_path = state_dict["best_model_path"]
 
 # %% ../../nbs/training/712_callbacks.ipynb #814a0dea
 class ProgressBar(RichProgressBar):

@@ -68,16 +68,17 @@ def scores_of(
 
 # %% ../../nbs/training/715_results.ipynb #0cfa00cb
 def score_file(
-    root: str,      # Folder of the registry
-    name: str,      # Model
-    version: str,   # Version
-    images: str,    # Safetensors file with batches of images (b, c, h, w)
-    scores: str,    # Safetensors file to write scores to, under the same names
-    threads: int,   # Threads to compute with
+    root: str,                  # Folder of the registry, or its address
+    options: dict[str, Any],    # For an address
+    name: str,                  # Model
+    version: str,               # Version
+    images: str,                # Safetensors file with batches of images (b, c, h, w)
+    scores: str,                # Safetensors file to write scores to, under the same names
+    threads: int,               # Threads to compute with
 ) -> None:
     "Load a registered model and write its scores on some images; run in a process of its own."
     torch.set_num_threads(threads)
-    save_file(scores_of(ModelRegistry(root).load(name, version), load_file(images)), scores)
+    save_file(scores_of(ModelRegistry(root, **options).load(name, version), load_file(images)), scores)
 
 # %% ../../nbs/training/715_results.ipynb #3c18e6ae
 def prove_reload(
@@ -91,7 +92,7 @@ def prove_reload(
     with tempfile.TemporaryDirectory() as folder:
         given, found = os.path.join(folder, "images.safetensors"), os.path.join(folder, "scores.safetensors")
         save_file(batches, given)
-        call = (str(version.path.parent.parent), version.name, version.version, given, found, torch.get_num_threads())
+        call = (version.store.address, version.store.options, version.name, version.version, given, found, torch.get_num_threads())
         code = f"from flame_vision.training.results import score_file; score_file(*{call!r})"
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         if ran.returncode: raise RegistryError(f"{version} does not load in a new process: {ran.stderr.strip().splitlines()[-1]}")

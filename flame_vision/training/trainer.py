@@ -28,7 +28,7 @@ from .callbacks import BestCheckpoint, Pictures, ProgressBar, Speed, quiet_light
 from .modules import TASKS, TaskModule
 from .results import draw_results, prove_reload, sample_images
 from .tracking import check_project, create_loggers, finish, log_config, log_facts, log_figure, run_folder, wandb_mode
-from ..versioning.checkpoint import load_checkpoint
+from ..versioning.loading import load_checkpoint
 from ..versioning.registry import ModelRegistry
 from ..versioning.versions import ModelVersion, with_facts
 
