@@ -21,7 +21,7 @@ from typing import Any, Literal
 import jsonargparse
 from .core.errors import ConfigError, FlameVisionError, StoppedError, UnknownArgumentError, UnknownNameError
 from .core.names import did_you_mean
-from .registry_commands import REGISTRY, REGISTRY_POSITIONAL, REGISTRY_USAGE, say
+from .registry_commands import REGISTRY, REGISTRY_POSITIONAL, REGISTRY_USAGE, loaded, opened, say
 
 # %% ../nbs/960_cli.ipynb #6e588e7b
 def demo(
@@ -100,10 +100,9 @@ def predict(
 ) -> None:
     "Say what a registered model sees on pictures; a segmenter paints it, a detector draws boxes."
     from flame_vision.answers import as_lines, as_records, paint_answers, said_of
-    from flame_vision.versioning import ModelRegistry
     if top is not None and top < 1: raise ConfigError(f"--top must be at least 1, got {top}")
-    name, _, version = model.partition("@")
-    found = said_of(ModelRegistry(registry).load(name, version or "latest"), images, threshold)
+    store = opened(registry)
+    found = said_of(loaded(store, store.get(model)), images, threshold)
     painted = paint_answers(found, images, out)
     if json: print(jsonlib.dumps(as_records(found, images, painted, top), indent=1))
     else: print("\n".join(as_lines(found, images, painted, top)))
@@ -131,12 +130,11 @@ def find_model(
     import torch
     from flame_vision.architectures.base import ARCHITECTURES
     from flame_vision.models import create_model, list_models
-    from flame_vision.versioning import ModelRegistry
     if name in ARCHITECTURES:
         with torch.device("meta"): return create_model(name), [1, 3, 224, 224]
-    store, (registered, _, version) = ModelRegistry(registry), name.partition("@")
-    if registered in store:
-        net = store.load(registered, version or "latest")
+    store = opened(registry)
+    if name.partition("@")[0] in store:
+        net = loaded(store, store.get(name))
         return net, net.version.manifest.input_shape or [1, 3, 224, 224]
     raise UnknownNameError(f"no model is called {name!r}; {did_you_mean(name, [*list_models(), *store])}")
 
@@ -240,8 +238,8 @@ def one_line(
     return " ".join(str(error).split()) or type(error).__name__
 
 # %% ../nbs/960_cli.ipynb #674ca358
-KINDS = {"list[int]": "ints, as in [1,3,224,224]", "dict[str, typing.Any]": "names and values, as in --trainer.max_steps 9",
-         "<class 'int'>": "an int", "<class 'float'>": "a number"}
+KINDS = {"dict[str, int | float]": "a number behind each name, as in --metrics.accuracy 0.98", "list[int]": "ints, as in [1,3,224,224]",
+         "dict[str, typing.Any]": "names and values, as in --trainer.max_steps 9", "<class 'int'>": "an int", "<class 'float'>": "a number"}
 
 # %% ../nbs/960_cli.ipynb #37c76109
 def plain_words(
@@ -254,6 +252,8 @@ def plain_words(
     kind = next((words for kind, words in KINDS.items() if re.search(rf"(?:Subtypes: \[|Expected an? ){re.escape(kind)}", message)), None)
     if "_boolean_type" in message: kind = "yes or no"
     wanted = f"choose one of {choices[1]};".replace("'", "") if choices else f"expected {kind}," if kind else None
+    nested = re.search(r"NestedArg\(key='(.+?)', val='(.*)'\)$", message)  # --metrics.acc good
+    if nested and kind: return f"--{option[1]}.{nested[1]}: expected {kind}, got {nested[2]}"
     said = f"{wanted} got {value[1]}" if wanted and value else re.sub(r"^(Parser key \S+|argument \S+): ?", "", message)
     return f"--{option[1]}: {said}"
 

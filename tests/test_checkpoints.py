@@ -1,7 +1,10 @@
 "What the pages on checkpoints cannot show: killed processes, full disks, damaged and hostile files, a training that goes on."
 import builtins
+import functools
+import inspect
 import json
 import os
+import pathlib
 import pickle
 import random
 import subprocess
@@ -24,6 +27,8 @@ from flame_vision.models import resnet18
 from flame_vision.versioning import content_digest, load_checkpoint, loading, read_checkpoint, save_checkpoint
 from flame_vision.versioning.checkpoint import FORMAT, rng_states
 from flame_vision.versioning.files import plain_values
+
+freely = inspect.unwrap  # a function as users have it: without the checks of types that tests add
 
 FAULTS = Path(__file__).with_name("checkpoint_faults.py")
 
@@ -535,6 +540,80 @@ def test_nothing_is_written_for_what_cannot_be_saved(tmp_path):
         with pytest.raises(CheckpointError): save_checkpoint(model, path=tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match="metrics"): save_checkpoint(network(), path=tmp_path / "m.pt", metrics={"a": object()})
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/x.pt", Path("s3://bucket/x.pt"), "file:///x.pt", "a\0b.pt", "", None, 3])
+def test_paths_that_lead_to_no_file(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="path="): freely(save_checkpoint)(network(), path=path)
+    with pytest.raises(CheckpointError, match="path="): freely(load_checkpoint)(path, network())
+    assert not os.listdir(tmp_path)
+
+
+DEEP, ROUND = functools.reduce(lambda inner, _: {"d": inner}, range(200), {}), {}
+ROUND["me"] = ROUND
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"model": None}, "NoneType"), ({"model": network().state_dict()}, "OrderedDict.*nn.Module"), ({"metrics": [1]}, "metrics is a list"),
+    ({"extra": [1]}, "extra is a list"), ({"epoch": 1.7}, "epoch=1.7"), ({"step": float("nan")}, "step=nan"), ({"epoch": "3"}, "epoch='3'"),
+    ({"extra": ROUND}, "extra holds itself"), ({"extra": DEEP}, "nested too deep"),
+    ({"class_names": "cat"}, "one string"), ({"class_names": {"a", "b"}}, "set"), ({"class_names": {"cat": 0, "dog": 1}}, "keys 'cat'"),
+    ({"class_names": {1: "cat", 2: "dog"}}, "keys"), ({"class_names": 5}, "int")],
+    ids=lambda value: value if isinstance(value, str) else "")
+def test_arguments_that_make_no_sense(tmp_path, given, said):
+    with pytest.raises(CheckpointError, match=said) as caught: freely(save_checkpoint)(**{"model": network(), "path": tmp_path / "m.pt", **given})
+    assert "\n" not in str(caught.value) and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("names", [{0: "a", 1: "b", 2: "c"}, {"2": "c", "0": "a", "1": "b"}, ("a", "b", "c"), np.array(["a", "b", "c"])], ids=str)
+def test_class_names_in_order(tmp_path, names):
+    model = network()
+    freely(save_checkpoint)(model, epoch=np.int64(2), path=tmp_path / "m.pt", class_names=names)
+    model.class_names = names
+    save_checkpoint(model, path=tmp_path / "own.pt")
+    for name in ("m.pt", "own.pt"): assert load_checkpoint(tmp_path / name, model).class_names == ["a", "b", "c"]  # and no warning of other names
+
+
+def test_a_config_with_attributes_of_its_class(tmp_path):
+    class Cfg: width = 8
+    for config in (Cfg, Cfg()):
+        save_checkpoint(network(), path=tmp_path / "m.pt", config=config)
+        assert load_checkpoint(tmp_path / "m.pt", network()).config == {"width": 8}
+
+
+@pytest.mark.parametrize("where", [5, ["cpu"], {"cpu": 5}, lambda: "cpu", lambda storage, location: "cpu", lambda storage, location: 1 / 0])
+def test_a_wrong_location_is_not_the_files_fault(saved, where):
+    said = refuses(*saved, map_location=where)
+    assert "map_location" in said and "damaged" not in said
+
+
+def test_right_locations(saved):
+    for where in (None, "cpu", {"cpu": "cpu"}, lambda storage, location: storage, lambda storage, location: None):
+        assert load_checkpoint(*saved, map_location=where).epoch == 3
+
+
+def test_swapped_and_missing_arguments(saved):
+    path, model, _ = saved
+    for wrong in (model, {"model": model}):
+        with pytest.raises(CheckpointError, match="path"): freely(load_checkpoint)(wrong, str(path))
+    with pytest.raises(CheckpointError, match="the nn.Module itself"): freely(load_checkpoint)(path, model.state_dict())
+
+
+def test_a_file_that_may_not_be_read(saved, monkeypatch):
+    def denied(*args, **kwargs): raise PermissionError(13, "Permission denied")
+    for name in ("torch.load", "builtins.open"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, denied)
+            said = refuses(*saved)
+        assert "Permission denied" in said and "damaged" not in said
+
+
+@pytest.mark.parametrize("plan", [None, pathlib.PurePosixPath("x")], ids=["plain", "with objects"])
+def test_lightnings_files_are_known(tmp_path, plan):
+    torch.save({"state_dict": network().state_dict(), "pytorch-lightning_version": "2.5", "hyper_parameters": plan}, tmp_path / "last.ckpt")
+    said = refuses(tmp_path / "last.ckpt", network())
+    assert f"import_lightning_checkpoint({str(tmp_path / 'last.ckpt')!r}, {str(tmp_path / 'last.pt')!r})" in said
 
 
 def test_untied_file_into_tied_model(tmp_path):

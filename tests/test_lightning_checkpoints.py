@@ -1,5 +1,6 @@
 "Trainings of Lightning that are killed and go on, in our format; and its own files, honest and hostile, read without running them."
 import builtins
+import collections
 import functools
 import logging
 import operator
@@ -10,6 +11,7 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,8 +24,9 @@ from torchmetrics import MeanMetric
 from flame_vision.core.errors import CheckpointError, ConfigError, MissingPathError
 from flame_vision.training import SafeCheckpoint, SafeCheckpointIO, import_lightning_checkpoint, read_lightning_checkpoint
 from flame_vision.training.callbacks import BestCheckpoint
-from flame_vision.training.lightning_files import lightning_dict, lightning_sections
+from flame_vision.training.lightning_files import lightning_dict, lightning_sections, plain_part
 from flame_vision.versioning import load_checkpoint, read_checkpoint, save_checkpoint
+from flame_vision.versioning.checkpoint import write_checkpoint
 
 QUIET = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
 
@@ -238,9 +241,60 @@ def test_the_plugin_alone(tmp_path):
 
 def test_states_that_are_no_plain_values(tmp_path):
     class Odd(Callback):
-        def state_dict(self): return {"thing": object()}
-    with pytest.raises(CheckpointError, match="Odd.*thing"): train(SafeCheckpoint(tmp_path / "a"), Odd(), max_epochs=1)
-    assert not list((tmp_path / "a").glob("*"))
+        def state_dict(self): return {"thing": object(), "list": [1, object()], "curve": np.arange(3.0), "best": np.float32(0.5)}
+        def on_save_checkpoint(self, trainer, module, checkpoint): checkpoint["own"] = print
+    class Names(Module):
+        class_names = {"a", "b", "c"}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, trainer = train(SafeCheckpoint(tmp_path / "a", filename="m", save_last=True), Odd(), make=Names, max_epochs=3)
+    assert trainer.global_step == 18
+    left = [str(w.message) for w in said if "plain values" in str(w.message)]
+    assert len(left) == 4 and all(sum(name in text for text in left) == 1 for name in ("Odd.thing", "Odd.list", "own", "class_names"))
+    content = read_checkpoint(tmp_path / "a" / "m.pt")
+    state = next(s for name, s in content["trainer"]["lightning"]["callbacks"].items() if name.endswith("Odd"))
+    assert state["curve"].equal(torch.arange(3.0).double()) and state["best"] == 0.5 and "thing" not in state and content["class_names"] is None
+    _, trainer = train(SafeCheckpoint(tmp_path / "c"), max_epochs=4, ckpt_path=tmp_path / "a" / "m.pt")
+    assert trainer.global_step == 24
+
+
+def test_parts_that_can_be_written():
+    me = {"n": np.int64(1), "at": collections.Counter([3, 3])}
+    me["me"] = me
+    left = []
+    part = plain_part({"a": me, "b": [{"x": 1, "y": print}], object(): 1, "grey": np.zeros((2, 0)), "odd": np.array([None])}, "s", left)
+    assert part["a"] == {"n": 1, "at": {3: 2}} and type(part["a"]["n"]) is int and type(part["a"]["at"]) is collections.Counter
+    assert part["b"] == [{"x": 1}] and part["grey"].shape == (2, 0) and set(part) == {"a", "b", "grey"}
+    assert sorted(left) == ["s.a.me (dict)", "s.b.0.y (builtin_function_or_method)", "s.odd (ndarray)", "s: a key (object)"]
+
+
+def test_weights_are_never_left_out(tmp_path):
+    said = {"state_dict": {"model.w": torch.ones(2).to_sparse(), "model._extra_state": object()}, "epoch": 0, "global_step": 0}
+    sections = lightning_sections(said)
+    assert list(sections["model"]) == ["w"] and sections["trainer"]["left_out"] == ["state_dict.model._extra_state (object)"]
+    with pytest.raises(CheckpointError, match="dense"): write_checkpoint(sections, tmp_path / "m.pt")
+
+
+def test_a_trainer_without_the_callback_is_told(tmp_path):
+    train(SafeCheckpoint(tmp_path, filename="m"), max_epochs=1)
+    for how in (dict(callbacks=[ModelCheckpoint(tmp_path / "b")]), dict(enable_checkpointing=False)):
+        with pytest.raises(Exception, match=r"SafeCheckpoint\(.*SafeCheckpointIO\(") as caught:
+            Trainer(**{**QUIET, **how}).fit(Module(), DataLoader(DATA, 8), ckpt_path=tmp_path / "m.pt")
+        assert not isinstance(caught.value, KeyError) and "\n" not in str(caught.value)
+
+
+def test_addresses_are_refused_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keep = SafeCheckpoint("memory://bucket")
+    with pytest.raises(ConfigError, match="dirpath"): train(keep, max_epochs=1)
+    with pytest.raises(CheckpointError, match="address"): import_lightning_checkpoint("s3://b/m.ckpt")
+    (tmp_path / "m.ckpt").touch()
+    def denied(*args, **kwargs): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(builtins, "open", denied)
+    with pytest.raises(CheckpointError, match="Permission denied"): read_lightning_checkpoint("m.ckpt")
+
+
+def test_hyperparameters_that_are_no_plain_values(tmp_path):
     with pytest.warns(UserWarning, match="hyper_parameters.plan"):
         train(SafeCheckpoint(tmp_path / "b", filename="m"), make=lambda: Module(plan=Plan()), max_epochs=1)
     trainer = read_checkpoint(tmp_path / "b" / "m.pt")["trainer"]

@@ -101,8 +101,83 @@ def test_list_and_search(registry, run):
     assert run("search", "--metrics", "val/accuracy>=0.6").splitlines()[1].startswith("pets@1.1.0")
     assert [v["version"] for v in json.loads(run("search", "--sort=val/accuracy", "--json"))] == ["1.1.0", "1.0.0"]
     assert [v["version"] for v in json.loads(run("search", "--tags=ocr,demo", "--architecture=mobile*", "--json"))] == ["1.0.0"]
-    assert run("search", "--tags=nothing") == "no version is like that\n" and "no models at" in run("list", "--registry=empty")
-    assert not Path("empty").exists(), "asking makes nothing"
+    assert run("search", "--tags=nothing") == "no version is like that\n"
+
+
+@pytest.mark.parametrize("words", [["list"], ["search"], ["gc"], ["verify"], ["show", "pets"], ["load", "pets"], ["history", "champion"],
+    ["delete", "a@1"], ["diff", "a@1", "2"], ["lineage", "a"], ["export", "a"], ["push", "a", "b"], ["alias", "a"]], ids=str)
+def test_a_mistyped_place_is_no_empty_registry(registry, run, words, files):
+    assert f"no registry at {Path('no/typo')}; flame-vision registry register makes one" in run(*words, "--registry=no/typo", code=1)
+    assert not Path("no").exists(), "asking makes nothing"
+    assert "no registry at memory://typo/models" in run(*words, "--registry=memory://typo/models", code=1)
+    Path("passwd").write_text("root")
+    for word in (words, ["register", "pets", str(files / "m.pt")], ["import", "a.tar"]):
+        assert "passwd is no folder, so it is no registry" in run(*word, "--registry=passwd", code=1)
+    assert "--registry is empty" in run(*words, "--registry=", code=2)
+
+
+def test_the_users_own_registry_before_the_first_model(run, tmp_path, monkeypatch, files, capsys):
+    monkeypatch.setenv("FLAME_VISION_REGISTRY", str(tmp_path / "new"))
+    assert run("list") == f"no models yet at {tmp_path / 'new'}\n" == run("search") and run("gc") == "0 leftovers removed\n"
+    assert json.loads(run("list", "--json")) == []
+    assert "nothing to verify: no models yet" in run("verify", code=1) and not (tmp_path / "new").exists()
+    for words in (["predict", "pets", "x.png"], ["summary", "pets"]):
+        assert main([*words, f"--registry={tmp_path / 'typo'}"]) == 1 and "no registry at" in capsys.readouterr().err
+    (tmp_path / "bare").mkdir()
+    assert "nothing to verify" in run("verify", f"--registry={tmp_path / 'bare'}", code=1)
+    run("register", "pets", str(files / "m.pt"), f"--registry={tmp_path / 'made'}")
+    assert run("verify", f"--registry={tmp_path / 'made'}").startswith("1 version,")
+
+
+def lightning_file(path, name, **more):
+    "What Lightning's trainer writes of a module that holds a network under a name, with a loss beside it and an object in its settings."
+    state = {f"{name}.{k}" if name else k: t for k, t in tiny().state_dict().items()} | ({"loss.weight": torch.ones(3)} if name else {})
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.5.0", "epoch": 1, "global_step": 9, "optimizer_states": [], "lr_schedulers": [],
+        "hyper_parameters": {"net": Path("x")}, **more}, path)
+    return {k.removeprefix(f"{name}."): t for k, t in state.items()}
+
+
+@pytest.mark.parametrize("name", ["model", "net", "model._orig_mod", ""])
+def test_lightnings_own_checkpoint(registry, run, name):
+    state = lightning_file("last.ckpt", name)
+    assert "'last.ckpt' is a checkpoint of Lightning, and does not say how its model is built: give --" in run("register", "x", "last.ckpt", code=2)
+    words = ["register", "lit", "last.ckpt", f"--architecture={NET}"]
+    assert "give --arguments.num_classes 3" in run(*words, code=1)
+    run(*words, "--arguments.num_classes=3", "--class-names=cat,dog,owl")
+    there = registry.load("lit").state_dict()
+    assert all(torch.equal(there[k], state[k]) for k in there) and registry.get("lit").class_names == ["cat", "dog", "owl"]
+
+
+class Evil:
+    def __reduce__(self): return os.mkdir, ("ran",)
+
+
+def test_what_a_checkpoint_of_lightning_names_is_not_run(registry, run):
+    lightning_file("evil.ckpt", "model", callbacks={"x": Evil()})
+    run("register", "evil", "evil.ckpt", f"--architecture={NET}", "--arguments.num_classes=3")
+    assert not Path("ran").exists() and "evil" in registry
+
+
+@pytest.mark.filterwarnings("ignore:lin. no configuration")
+def test_a_class_that_only_python_knows(registry, run, capsys):
+    registry.register("lin", model=torch.nn.Linear(3, 2))
+    for words in (["registry", "load", "lin"], ["predict", "lin", "x.png"], ["summary", "lin"]):
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert "lin@1.0.0 is a 'Linear' of module 'torch.nn" in said and "flame-vision registry verify lin" in said and "model=" not in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'")
+def test_a_place_that_cannot_be_written_is_named(registry, run):
+    assert re.search(r"could not write '/proc/x': \w", said := run("load", "pets", "--out=/proc/x", code=1)) and ".tmp" not in said
+
+
+def test_names_of_classes_from_a_file(registry, run, files):
+    Path("spaced.txt").write_text("\ufeffcat\n dog \n\nowl\n", encoding="utf-8")
+    run("register", "spaced", str(files / "m.pt"), "--class-names=spaced.txt")
+    assert registry.get("spaced").class_names == ["cat", "dog", "owl"]
+    run("register", "whole", str(files / "m.pt"), "--metrics.epochs=3", "--metrics.loss=1e-3")
+    assert registry.get("whole").metrics == {"epochs": 3, "loss": 0.001}
 
 
 def test_a_damaged_version_does_not_hide_the_others(registry, run, files):
@@ -191,11 +266,26 @@ def test_away_and_back(registry, run, tmp_path):
     (["show", "pets@hero"], 1, "hero"),
     (["show", "../pets"], 1, "cannot name a model"), (["show", "pets@1.0.0", "--json=maybe"], 2, "--json: expected yes or no"),
     (["search", "--metrics=good"], 1, "is no condition"), (["search", "--limit=many"], 2, "--limit: expected an int, got many"),
-    (["history", "hero"], 1, "no alias is called 'hero'"), (["diff", "pets@1.0.0"], 2, "after"), (["diff", "pets@1.0.0", "dogs@1"], 1, "dogs"),
+    (["search", "--limit=-1"], 2, "--limit must be at least 1, got -1"), (["search", "--limit=0"], 2, "at least 1"),
+    (["search", "--sort=val/acuracy"], 1, "val/accuracy"),
+    (["gc", "--older-than=-1"], 2, "--older_than must be 0 or more, got -1"), (["gc", "--older-than=.nan"], 2, "--older_than"),
+    (["history", "hero"], 1, "no alias is called 'hero'; make one: flame-vision registry alias NAME@VERSION hero"),
+    (["history", "pets@hero"], 1, "no alias of pets is called 'hero'; make one: flame-vision registry alias pets@VERSION hero"),
+    (["history", "pest@hero"], 1, "did you mean 'pets'"), (["diff", "pets@1.0.0"], 2, "after"), (["diff", "pets@1.0.0", "dogs@1"], 1, "dogs"),
     (["lineage", "pets", "--format=dot"], 2, "choose one of tree, mermaid, svg, json; got dot"),
     (["alias", "pets", "champion"], 2, "to which version?"),
-    (["alias", "pets@1.0.0"], 2, "which alias?"), (["alias", "pets@1.0.0", "1.0"], 1, "1.0"), (["alias", "pets", "hero", "--remove"], 1, "hero"),
-    (["register", "pets", "w.safetensors"], 2, "give --architecture NAME, or --config FILE"), (["register", "pets", "w.pt"], 1, "w.pt"),
+    (["alias", "pets@1.0.0"], 2, "which alias?"), (["alias", "pets@1.0.0", "1.0"], 1, "1.0"),
+    (["alias", "pets", "hero", "--remove"], 1, "make one: flame-vision"),
+    (["register", "pets", "w.safetensors"], 2, "give --architecture NAME, or --config FILE"),
+    (["register", "pets", "w.pt"], 2, "give --architecture NAME"),
+    (["register", "pets", "m.pt", "--alias=bad!"], 1, "'bad!' cannot name a"),
+    (["register", "pets", "m.pt", "--alias=latest"], 1, "cannot be an alias"),
+    (["register", "pets", "m.pt", "--class-names=nofile.txt"], 1, "no list of names at 'nofile.txt'"),
+    (["register", "pets", "m.pt", "--class-names=no.json"], 1, "no.json"), (["register", "pets", "m.pt", "--class-names=,"], 2, "holds no name"),
+    (["register", "pets", "m.pt", "--class-names=config.yaml"], 2, "a text file with a name in each line"),
+    (["register", "pets", "m.pt", "--metrics.acc=abc"], 2, "--metrics.acc: expected a number"),
+    (["register", "pets", "m.pt", "--metrics.acc=true"], 2, "got true"),
+    (["register", "pets", "m.pt", "--metrics={a: x}"], 2, "expected a number"),
     (["register", "pets", "cut.pt"], 1, "cut.pt"), (["register", "pets", "nowhere.pt"], 1, "no checkpoint at 'nowhere.pt'"),
     (["register", "a/b", "m.pt"], 1, "cannot name a model"),
     (["register", "pets", "m.pt", "--version=1.0.0"], 1, "a version never changes"),
@@ -206,7 +296,7 @@ def test_away_and_back(registry, run, tmp_path):
     (["register", "pets", "w.pt", "--config=nowhere.yaml"], 1, "nowhere.yaml"),
     (["register", "pets", "w.pt", "--config=labels.txt"], 2, "PartConfig"),
     (["register", "pets", "m.pt", "--arguments.num_clases=3"], 2, "did you mean 'num_classes'"), (["load", "pets", "--out=/dev/null/x"], 1, ""),
-    (["export", "pets", "/dev/null/x.tar"], 1, "could not write"), (["pull", "https://example.org"], 1, "is no hub"),
+    (["export", "pets", "/dev/null/x.tar"], 1, "could not write"), (["pull", "https://example.org"], 2, "is no hub"),
     (["gc", "--older-than=a"], 2, "expected a number"),
     (["verify", "pest"], 1, "pest")], ids=str)
 def test_mistakes_are_one_line(filled, files, run, words, code, says, monkeypatch):
@@ -231,14 +321,15 @@ def test_help(name, capsys):
 def test_usage_lists_all(capsys):
     for words in (["registry"], ["registry", "--help"], ["registry", "-h"]):
         assert main(words) == 0
-        assert all(f"flame-vision registry {name} " in capsys.readouterr().out for name in REGISTRY) or words
+        said = capsys.readouterr().out
+        assert all(f"flame-vision registry {name} " in said for name in REGISTRY) and max(map(len, said.splitlines())) <= 100
     assert main([]) == 0 and "flame-vision registry" in capsys.readouterr().out
     assert main(["regstry"]) == 1 and "did you mean 'registry'" in capsys.readouterr().err
 
 
 def test_what_others_wrote_does_not_reach_the_terminal(registry, run, files):
     evil = "\x1b[31mred\x1b]0;title\x07\r\n\u202eback"
-    registry.register("evil", model=tiny(), metrics={evil: 0.5}, tags=[evil], description=evil, class_names=[evil, evil, evil], parents=[evil])
+    registry.register("evil", model=tiny(), metrics={evil: 0.5}, tags=[evil], description=evil, class_names=[evil + str(i) for i in range(3)])
     registry.alias("evil", "hero", "1.0.0", why=evil)
     for words in (["list"], ["search"], ["show", "evil"], ["show", "evil", "--card"], ["history", "hero"], ["diff", "evil", "pets@1.0.0"],
         ["lineage", "evil"],

@@ -30,6 +30,7 @@ from flame_vision.versioning.manifest import Manifest, file_entry, manifest_text
 from flame_vision.versioning.names import canonical_version, check_name
 from flame_vision.versioning.rebuild import Fields
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no configuration builds")
 FAULTS = Path(__file__).with_name("versioning_faults.py")
 
 
@@ -93,7 +94,7 @@ def test_read_only_disk(mounted):
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     registry = ModelRegistry(place)
     for call in (lambda: registry.register("m", model=nn.Linear(4, 4)), lambda: registry.alias("m", "champion"), lambda: registry.check_ready("m"),
-                 lambda: registry.delete("m")):
+                 lambda: registry.delete("m@1.0.0")):
         with pytest.raises(RegistryError, match="Read-only file system"): call()
     assert registry.verify() == {} and registry.versions("m") == ["1.0.0"] and registry.gc(older_than=-60) == []
     registry.load("m", model=nn.Linear(4, 4))
@@ -377,7 +378,7 @@ def test_hostile_histories(registered, tmp_path):
 
 def test_tombstones_are_sealed(registered):
     registry, version = registered
-    registry.delete("net", why="wrong data")
+    registry.delete("net", "1.0.0", why="wrong data")
     stone = version.path / "tombstone.json"
     whole = stone.read_bytes()
     for changed in (whole.replace(b"wrong", b"right"), b"", whole[:-2]):

@@ -80,6 +80,8 @@ class TamperedError(RegistryError):
 # %% ../../nbs/core/000_errors.ipynb #83d15b3e
 class StoreError(RegistryError, OSError):
     "A place for a registry that cannot be reached, or does not do what it is told."
+    errno = property(lambda self: self.args[0] if len(self.args) > 1 else None)  # Python fills them in for what is an OSError alone
+    strerror = property(str)
     def __str__(self): return str(self.args[-1]) if self.args else ""
 
 # %% ../../nbs/core/000_errors.ipynb #d6fa3a4c

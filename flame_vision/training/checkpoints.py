@@ -18,7 +18,7 @@ from ..core.errors import CheckpointError, ConfigError, advise
 from ..core.key_maps import some
 from ..core.weights import unwrapped
 from .lightning_files import OURS, lightning_dict, lightning_sections, read_lightning_checkpoint
-from ..versioning.checkpoint import config_of, describe_optimizer, numbers, read_checkpoint, rng_states, write_checkpoint
+from ..versioning.checkpoint import class_list, config_of, describe_optimizer, numbers, read_checkpoint, rng_states, write_checkpoint
 from ..versioning.loading import set_rng_states
 
 # %% ../../nbs/training/711_checkpoints.ipynb #25f957f0
@@ -29,13 +29,16 @@ class SafeCheckpointIO(CheckpointIO):
     ):
         self.prefix = prefix
         self.facts: Callable[[], dict[str, Any]] | None = None  # What the dict does not say
+        self.told: set[str] = set()                             # What was left out, and said so once
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         "Write a checkpoint, whole or not at all. Raises: CheckpointError."
         if storage_options is not None or "://" in str(path): raise CheckpointError(f"{str(path)!r}: checkpoints are written to local folders")
         sections = lightning_sections(checkpoint, self.prefix, self.facts() if self.facts else None)
         write_checkpoint(sections, path)
-        if left := sections["trainer"]["left_out"]: advise(f"{Path(path).name} holds plain values, and so not {some(left, 3)}")
+        for what in sections["trainer"]["left_out"]:
+            if what not in self.told: advise(f"checkpoints hold tensors and plain values, and so not {what}: one who goes on does without")
+            self.told.add(what)
 
     def load_checkpoint(self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         "Read a checkpoint of ours or of Lightning. Raises: MissingPathError, CheckpointError."
@@ -60,10 +63,13 @@ def training_facts(
     "What a checkpoint should say besides Lightning's dict."
     inner = unwrapped(getattr(pl_module, prefix.rstrip("."), pl_module))
     if not isinstance(inner, nn.Module): inner = pl_module
-    names = getattr(pl_module, "class_names", None) or getattr(inner, "class_names", None)
+    given = [names for m in (pl_module, inner) if (names := getattr(m, "class_names", None)) is not None]
+    names, left = None, []
+    try: names = class_list(given[0] if given else None)
+    except CheckpointError: left = [f"class_names ({type(given[0]).__name__})"]
     measured = {k: v for k, v in trainer.callback_metrics.items() if not isinstance(v, Tensor) or v.numel() == 1}
     return {
-        "architecture": type(inner).__name__, "config": config_of(inner), "class_names": [str(n) for n in names] if names else None,
+        "architecture": type(inner).__name__, "config": config_of(inner), "class_names": names or None, "left_out": left,
         "metrics": numbers(measured), "optimizers": [describe_optimizer(o) for o in trainer.optimizers],
         "schedulers": [{"class": type(c.scheduler).__name__} for c in trainer.lr_scheduler_configs]}
 
@@ -140,6 +146,8 @@ class SafeCheckpoint(GoingOn):
             raise ConfigError(f"the trainer writes its checkpoints with {type(files).__name__}; {type(self).__name__} needs SafeCheckpointIO or none")
         files.facts = lambda: {**training_facts(trainer, pl_module, files.prefix), "epoch_rng": self.epoch_rng}
         super().setup(trainer, pl_module, stage)
+        if self.dirpath and "://" in str(self.dirpath):
+            raise ConfigError(f"dirpath={str(self.dirpath)!r} is an address: {type(self).__name__} writes to local folders, give one and copy its files")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and (self.monitor is None or self._should_save_on_train_epoch_end(trainer))

@@ -115,9 +115,10 @@ def move_alias(
         moves = read_history(store, name, alias, move_numbers(store, name).get(alias, []))
         last = moves[-1] if moves else None
         now = last.to_version if last else None
+        if version is None and now is None: raise RegistryError(f"{name}@{alias} means nothing already")
         if expected not in ("any", now): raise RegistryError(f"{name}@{alias} means {now or 'nothing'}, not {expected or 'nothing'}: somebody has moved it since; look at its history")
         fields = {"schema_version": 1, "name": name, "alias": alias, "number": len(moves) + 1, "when": datetime.now(UTC).isoformat(timespec="seconds"), "who": who(),
-                  "from": now, "to": version, "why": str(why), "id": secrets.token_hex(8), "before": last.digest if last else "", "digest": ""}
+                  "from": now, "to": version, "why": str(why).encode("utf-8", "replace").decode(), "id": secrets.token_hex(8), "before": last.digest if last else "", "digest": ""}
         page = seal(fields)
         try: store.create(move_key(name, alias, len(moves) + 1), page_text(page).encode())
         except FileExistsError: continue  # somebody else was first: now it moves on from there

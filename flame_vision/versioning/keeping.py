@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from secrets import token_hex
-from ..core.errors import RegistryError, VersionNotFoundError
+from ..core.errors import RegistryError, StoreError, VersionNotFoundError
 from .manifest import page_text, seal, who
-from .names import is_version
+from .names import canonical_version, is_version, split_reference
 from .reader import Tombstone
 from .registering import RegistryMover
 from .stores import CLAIM, DRAFT, MANIFEST, TOMBSTONE, Found, Store, token_name
@@ -63,12 +63,14 @@ def unneeded(
 class RegistryKeeper(RegistryMover):
     "A registry that is kept clean."
     def delete(self,
-        name: str,               # Of a model
-        version: str = "latest", # As in `get`
-        why: str = "",           # For what reason
+        name: str,                  # Of a model, `digits@1.0.0`
+        version: str | None = None, # Exact: nothing else is deleted
+        why: str = "",              # For what reason
     ) -> Tombstone:
         "Delete a version's files; what is known of it stays. Raises: VersionNotFoundError; RegistryError while an alias means it."
-        found = self.get(name, version)
+        name, wanted = split_reference(name, version)
+        if version is None and wanted == "latest": raise RegistryError(f"which version of {name!r} is to be deleted? write it out, as in {name}@{self.versions(name)[-1]}")
+        found = self.get(name, canonical_version(wanted))
         if held := [alias for alias, meant in self.aliases(found.name).items() if meant == found.version]:
             raise RegistryError(f"{found.name}@{held[0]} means {found.version}: move the alias before you delete it")
         page = seal({"schema_version": 1, "name": found.name, "version": found.version, "when": datetime.now(UTC).isoformat(timespec="seconds"), "who": who(),
@@ -86,7 +88,9 @@ class RegistryKeeper(RegistryMover):
     ) -> list[str]:                 # Keys of what went
         "Clear away what writers left who died, and nothing else. Raises: RegistryError."
         try:
+            self.store.check_there()
             gone = sorted(leftovers(self.store, self.store.files(), time.time() - older_than))
             for key in [] if dry_run else gone: self.store.remove(key)
+        except StoreError: raise
         except OSError as e: raise RegistryError(f"{self.store.address} could not be cleaned: {e}") from e
         return gone

@@ -28,7 +28,8 @@ from ..core.key_maps import some
 from ..core.names import did_you_mean
 from ..core.weights import LoadReport, unwrapped
 from ..schemas import PartConfig
-from .checkpoint import describe_optimizer, misfits, read_checkpoint, rng_states, several, spec_text
+from .checkpoint import check_module, check_path, class_list, describe_optimizer, misfits, read_checkpoint, rng_states
+from .checkpoint import several, spec_text
 from .files import why
 
 # %% ../../nbs/versioning/603_loading.ipynb #19601f57
@@ -93,10 +94,11 @@ def class_notes(
     theirs: Sequence[str] | None,   # Class names of the checkpoint
 ) -> list[str]:
     "What a checkpoint's class names and a model's say against each other."
-    ours, count = getattr(model, "class_names", None), getattr(model, "num_classes", None)
+    ours, count = None, getattr(model, "num_classes", None)
+    with suppress(CheckpointError): ours = class_list(getattr(model, "class_names", None))
     notes = []
-    if theirs and ours and list(ours) != list(theirs):
-        notes.append(f"the checkpoint's classes are {some(theirs, 3)}, the model's {some(list(ours), 3)}")
+    if theirs and ours and ours != list(theirs):
+        notes.append(f"the checkpoint's classes are {some(theirs, 3)}, the model's {some(ours, 3)}")
     if theirs and type(count) is int and count != len(theirs):
         notes.append(f"the checkpoint names {len(theirs)} classes, the model tells {count} apart")
     return notes
@@ -257,8 +259,10 @@ def load_checkpoint(
 
     Raises: MissingPathError; CheckpointError for a damaged or unsafe file, or one of another model.
     """
-    name, content = str(path), read_checkpoint(path, map_location)
+    check_path(path)
+    name, content = os.fsdecode(path), read_checkpoint(path, map_location)
     if model is None: need_model(content, name)
+    check_module(model)
     inner, only, skip = unwrapped(model), [only] if isinstance(only, str) else only, [skip] if isinstance(skip, str) else skip
     targets = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "loader": loader}
     report = check_model(inner, content, name, strict, only, skip)

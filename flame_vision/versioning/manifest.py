@@ -103,6 +103,7 @@ def written(
     if isinstance(value, (Tensor, np.ndarray, np.generic)): value = value.tolist()
     if isinstance(value, Mapping): return {str(k): written(v, f"{where}[{k!r}]") for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [written(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1 << 63: raise RegistryError(f"{where} has more than 64 bits; a manifest holds numbers that every reader takes")
     if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
     try: return plain(value)
     except ConfigError: raise RegistryError(f"{where} is a {type(value).__name__}; a manifest holds numbers, strings, lists and mappings") from None

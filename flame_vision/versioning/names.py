@@ -58,6 +58,7 @@ def canonical_version(
     version: str, # As a user writes it
 ) -> str:         # The one spelling of all that are equal to it
     "A version with three numbers at least. Raises: RegistryError for what is no PEP 440 version."
+    if isinstance(version, (int, float)): raise RegistryError(f"{version!r} is a number, and 1.10 would be 1.1: write the version as text, '{version}'")
     if found := spelled(str(version)[:100]) if len(str(version)) <= 64 else None: return found
     raise RegistryError(f"{str(version)[:60]!r} is no version: write one such as '1.2.0' or '2.0.0rc1', or 'auto' for the next")
 
@@ -116,6 +117,7 @@ def split_reference(
 ) -> tuple[str, str]:           # Name and version
     "Read a name with its version; `latest` where none is given. Raises: RegistryError for two versions."
     name, at, said = str(reference).partition("@")
+    if version is not None and not str(version): raise RegistryError(f"{name[:60]!r}: an empty version means none; write one, or 'latest'")
     if at and version not in (None, "latest", said): raise RegistryError(f"{reference[:60]!r} names a version already, and {str(version)[:60]!r} is another: give one")
     if at and not said: raise RegistryError(f"{reference[:60]!r} ends with '@': write the version behind it, or leave it out")
     return name, said or version or "latest"

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from torch import nn
-from ..core.errors import RegistryError
+from ..core.errors import FlameVisionError, RegistryError, VersionNotFoundError, advise
 from ..core.weights import unwrapped
 from .aliases import AliasMove, move_alias
 from .cards import model_card
 from .files import sync_file, why
 from .manifest import Manifest
-from .names import canonical_version, check_name
+from .names import canonical_version, check_name, spelled, split_reference
 from .publishing import about, adopt_folder, check_files, commit_version, context, draft_folder, exists, put
-from .reader import RegistrySearch
+from .reader import RegistrySearch, tag_list
 from .stores import MANIFEST
 from .versions import CONFIG, WEIGHTS, ModelVersion
 from .weights import write_weights
@@ -33,7 +33,10 @@ def prepared(
     "The model to register, made from what will be written down where a class is given. Raises: RegistryError, ConfigError."
     from flame_vision.versioning.rebuild import arguments_for, instantiate
     if isinstance(model, nn.Module): return unwrapped(model)
-    if isinstance(model, type) and issubclass(model, nn.Module): return instantiate(model, arguments_for(model, config))
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        try: return instantiate(model, arguments_for(model, config))
+        except (FlameVisionError, AttributeError): raise
+        except Exception as e: raise RegistryError(f"{model.__name__} could not be made with config={config!r}: {why(e)}") from e
     raise RegistryError(f"register takes a model, as a class with its config or as an instance, got {model if model is None else type(model).__name__}")
 
 # %% ../../nbs/versioning/634_registering.ipynb #b449be7e
@@ -46,17 +49,17 @@ class RegistryWriter(RegistrySearch):
         config: Any = None,                         # What builds the model; a `Part` knows its own
         *,
         metrics: Mapping[str, Any] | None = None,   # How good it is
-        class_names: Iterable[str] | None = None,   # What its outputs mean; by default `model.class_names`
+        class_names: Any = None,                    # What its outputs mean, in order or by number; by default `model.class_names`
         preprocessing: Any = None,                  # Transforms, or their configurations; by default `model.preprocessing`
-        tags: str | Iterable[str] | None = None,    # Words to find it by
+        tags: Any = None,                           # Words to find it by, or names with values
         data: Mapping[str, Any] | None = None,      # Fingerprint of the data
-        parents: Iterable[Any] | None = None,       # Versions that it was made from
+        parents: Any = None,                        # Versions that it was made from: `digits@1.0.0`, or as they were loaded
         wandb_run: Any = None,                      # Run that trained it, or its path
         seed: int | None = None,                    # Of the training
         input_shape: Sequence[int] | None = None,   # Shape of an input, to store what comes of it and what it costs
         description: str = "",                      # What it is for
         license: str | None = None,                 # Under which it may be used, `apache-2.0`
-        files: Mapping[str, bytes | str | os.PathLike] | None = None,  # More files: bytes, or a path to copy
+        files: Any = None,                          # More files by name: bytes, or a path to copy
     ) -> ModelVersion:
         """Store a model as a version, complete or not at all.
 
@@ -64,6 +67,7 @@ class RegistryWriter(RegistrySearch):
         """
         from flame_vision.versioning.rebuild import describe_model, rehearse  # with all architectures: whoever only asks a registry needs none
         auto, extra = version == "auto", check_files(files or {})
+        tags, parents = tag_list(tags), self.parent_list(parents)
         number = "0" if auto else canonical_version(version)
         self.check_free(name, None if auto else number)
         net = prepared(model, config)
@@ -73,10 +77,28 @@ class RegistryWriter(RegistrySearch):
             synced = thread.submit(sync_file, draft / WEIGHTS)
             manifest = Manifest(name=name, version=number, **describe_model(net, config), **about(net, class_names, preprocessing, input_shape), **said)
             if isinstance(model, nn.Module): rehearse(net, manifest)
+            if manifest.config is None: advise(f"{name}: no configuration builds this {type(net).__name__}: load({name!r}, model=…) will fill one that you make; give config= to have it built")
             if manifest.config: extra[CONFIG] = manifest.config.to_yaml().encode()
             entries = {file: put(draft / file, content) for file, content in extra.items()}
             synced.result()
             return commit_version(self.store, draft, manifest.model_copy(update={"files": {WEIGHTS: weights, **entries}}), auto, model_card)
+
+    def parent_list(self, parents: Any) -> list[str]:
+        "Versions as `digits@1.0.0`; one that lies elsewhere is given as a `ModelVersion`. Raises: VersionNotFoundError, RegistryError."
+        found = []
+        for parent in [parents] if isinstance(parents, (str, ModelVersion)) else parents or ():
+            if not isinstance(parent, (str, ModelVersion)): raise RegistryError(f"a parent is a version such as 'digits@1.0.0', got {parent!r}")
+            found.append(str(parent) if isinstance(parent, ModelVersion) else self.parent(parent))
+        return found
+
+    def parent(self, reference: str) -> str:
+        "The version that is meant, also one that was deleted since."
+        try: return str(self.get(reference))
+        except VersionNotFoundError:
+            name, version = split_reference(reference)
+            number = spelled(version)
+            if number and self.store.has(f"{check_name(name)}/{number}/{MANIFEST}"): return f"{name}@{number}"
+            raise
 
     def check_free(self, name: str, version: str | None) -> None:
         "Make sure that a name, and a version of it, can be registered. Raises: RegistryError, VersionExistsError."
@@ -105,8 +127,10 @@ class RegistryMover(RegistryWriter):
         expected: str | None = "any", # What it must mean now, so that nobody else's move is undone
     ) -> AliasMove:
         "Move an alias, and write the move down. Raises: VersionNotFoundError; RegistryError if it does not mean what is expected."
+        if "@" in name: name, version = split_reference(name, version)
         meant = None if version is None else self.get(name, version).version
         if meant is None: self.history(alias, name)
+        expected = spelled(str(expected)) or expected
         try: return move_alias(self.store, check_name(name), alias, meant, why, expected)
         except OSError as e: raise RegistryError(f"{name}@{alias} could not be moved: {e}; it means what it meant before") from e
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from ..core.errors import ConfigError, MissingExtraError, StoreError, advise
@@ -52,11 +53,30 @@ def seconds(
 class RemoteFiles(Store):
     "A folder in an object store, as a reader sees it."
     def __init__(self, address: str, **options: Any):
+        self.address, self.options, self.probed = address.rstrip("/"), options, False
+        assert self.opened  # now, so that a mistake shows here
+
+    @cached_property
+    def opened(self) -> tuple[Any, str]:
+        "The file system, and the folder in it. Raises: ConfigError, MissingExtraError."
         import fsspec
-        try: self.fs, root = fsspec.url_to_fs(address, **{"use_listings_cache": False, **options})
-        except ImportError as e: raise MissingExtraError(f"{address!r} needs a library more: {e}; for s3://, pip install 'flame-vision[s3]'") from e
-        except Exception as e: raise ConfigError(f"{address!r} cannot be opened: {type(e).__name__}: {e}") from e
-        self.root, self.address, self.options, self.probed = root.rstrip("/"), address.rstrip("/"), options, False
+        try: return fsspec.url_to_fs(self.address, **{"use_listings_cache": False, **self.options})
+        except ImportError as e: raise MissingExtraError(f"{self.address!r} needs a library more: {e}; for s3://, pip install 'flame-vision[s3]'") from e
+        except Exception as e: raise ConfigError(f"{self.address!r} cannot be opened: {type(e).__name__}: {e}") from e
+
+    @property
+    def fs(self) -> Any: return self.opened[0]
+
+    @property
+    def root(self) -> str: return self.opened[1].rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]: return {"address": self.address, "options": {}, "probed": False}  # no password goes into a pickle
+    def __deepcopy__(self, memo: Any) -> "RemoteFiles": return self
+
+    def check_there(self) -> None:
+        with self.errors():
+            try: self.fs.ls(self.root.partition("/")[0] or "/", detail=False, refresh=True)
+            except FileNotFoundError as e: raise StoreError(errno.ENOENT, f"{self.address}: there is no such bucket") from e
 
     def errors(self) -> Any: return as_store_errors(self.address)
     def at(self, key: str) -> str: return f"{self.root}/{key}" if key else self.root
@@ -65,12 +85,14 @@ class RemoteFiles(Store):
     def folders(self, folder: str = "") -> list[str]:
         with self.errors():
             try: entries = self.fs.ls(self.at(folder), detail=True, refresh=True)
-            except FileNotFoundError: return []
+            except FileNotFoundError: self.check_there(); return []
         names = {e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory"}
         return sorted(n for n in names if n and not n.startswith("."))
 
     def files(self, folder: str = "") -> dict[str, Found]:
-        with self.errors(): found = self.fs.find(self.at(folder), detail=True, refresh=True)
+        with self.errors():
+            try: found = self.fs.find(self.at(folder), detail=True, refresh=True)
+            except FileNotFoundError: self.check_there(); return {}
         return {self.key(path): Found(info.get("size") or 0, seconds(info)) for path, info in found.items() if info["type"] == "file"}
 
     def live(self, name: str | None = None) -> dict[str, list[str]]:
@@ -177,6 +199,7 @@ def open_store(
 ) -> Store:
     "The place that an address means. Raises: ConfigError, MissingExtraError."
     text = os.fspath(root)
+    if not isinstance(text, str) or not text.strip() or "\0" in text: raise ConfigError(f"a registry is a folder or an address, got {text!r}")
     if text.startswith("file://"): text = text.removeprefix("file://")
     if "://" in text or "::" in text: return RemoteStore(text, **options)
     if options: raise ConfigError(f"{text!r} is a folder, which takes no options, got {', '.join(options)}")

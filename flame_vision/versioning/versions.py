@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CONFIG', 'CARD', 'CURE', 'html_table', 'facts', 'ModelVersion', 'gone_or_tampered', 'read_version',
-           'verify_version', 'with_facts']
+           'verify_version', 'may_set', 'with_facts']
 
 # %% ../../nbs/versioning/608_versions.ipynb #d5fceb7b
 import html
@@ -43,7 +43,7 @@ def facts(
     "What a person wants to see of a version first."
     labels = manifest.class_names or []
     rows = {
-        "architecture": manifest.architecture, "parameters": f"{manifest.parameters:,}",
+        "architecture": manifest.architecture + ", without a configuration" * (manifest.config is None), "parameters": f"{manifest.parameters:,}",
         "shapes": f"{manifest.input_shape} → {manifest.output_shape}" if manifest.input_shape else "",
         "classes": f"{len(labels)}: {', '.join(labels[:10])}{' …' * (len(labels) > 10)}" if labels else "",
         "metrics": ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in manifest.metrics.items()),
@@ -58,7 +58,7 @@ class ModelVersion:
     name: str                                        # Of the model
     version: str                                     # Canonical
     store: Store = field(repr=False, compare=False)  # Where it lies
-    manifest: Manifest                               # What is known of it
+    manifest: Manifest = field(hash=False)           # What is known of it
 
     @property
     def folder(self) -> str:
@@ -109,6 +109,7 @@ class ModelVersion:
             return path.read_bytes()
 
     def __getattr__(self, name: str) -> Any:
+        if name == "metrics": return {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in self.manifest.metrics.items()}
         if name in Manifest.model_fields: return getattr(self.manifest, name)
         raise AttributeError(f"a ModelVersion has no {name!r}")
 
@@ -124,6 +125,7 @@ def gone_or_tampered(
 ) -> RegistryError:
     "What to say of a file that cannot be read: the version was deleted, or somebody was at it."
     if version.store.has(f"{version.folder}/{TOMBSTONE}"): return VersionNotFoundError(f"{version} was deleted")
+    if isinstance(error, PermissionError): return RegistryError(f"{version}: {file} cannot be read: {why(error)}; ask the owner of {version.address}")
     if isinstance(error, FileNotFoundError): return TamperedError(f"{version}: {file} is missing; {CURE}")
     return TamperedError(f"{version}: {file} cannot be read: {why(error)}; {CURE}")
 
@@ -137,6 +139,7 @@ def read_version(
     where = f"{name} {version}"
     try: text = store.read(f"{name}/{version}/{MANIFEST}")
     except StoreError: raise
+    except PermissionError as e: raise RegistryError(f"{where}: manifest.json cannot be read: {why(e)}") from e
     except OSError as e: raise TamperedError(f"{where}: manifest.json cannot be read: {why(e)}") from e
     manifest = parse_manifest(text, where)
     if (manifest.name, manifest.version) != (name, version): raise TamperedError(f"{where}: manifest.json is that of {manifest.name} {manifest.version}")
@@ -157,15 +160,25 @@ def verify_version(
             except OSError as e: raise gone_or_tampered(found, file, e) from e
         if not same: raise TamperedError(f"{found}: {file} was changed since it was registered; {CURE}")
 
+# %% ../../nbs/versioning/608_versions.ipynb #9195ed76
+def may_set(
+    model: nn.Module, # A model
+    name: str,        # Of an attribute
+) -> bool:
+    "Whether an attribute is free: no parameter, buffer or module of that name, and no attribute that the class means something by."
+    if name in {**model._parameters, **model._buffers, **model._modules}: return False
+    own = getattr(type(model), name, None)
+    return own.fset is not None if isinstance(own, property) else own is None
+
 # %% ../../nbs/versioning/608_versions.ipynb #430eeda6
 def with_facts(
     model: nn.Module,    # A model with its weights
     found: ModelVersion, # Where they came from
 ) -> nn.Module:          # The same model
-    "Set what a version knows besides the weights: `class_names`, `preprocessing`, `provenance`, `version`."
+    "Set what a version knows besides the weights: `class_names`, `preprocessing`, `provenance`, `version`; what the class has of its own under such a name stays."
     said, origin = found.manifest, found.manifest.provenance
-    model.class_names = said.class_names
-    model.preprocessing = [step.model_dump() for step in said.preprocessing] or None
-    if origin: model.provenance = Provenance(**{k: tuple(v) if isinstance(v, list) else v for k, v in origin.items()})
-    model.version = found
+    facts = {"class_names": said.class_names, "preprocessing": [step.model_dump() for step in said.preprocessing] or None, "version": found}
+    if origin: facts["provenance"] = Provenance(**{k: tuple(v) if isinstance(v, list) else v for k, v in origin.items()})
+    for name, value in facts.items():
+        if may_set(model, name): setattr(model, name, value)
     return model
