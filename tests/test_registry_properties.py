@@ -74,6 +74,9 @@ class Lives(RuleBasedStateMachine):
         if not self.moves[name, alias]:
             with pytest.raises(VersionNotFoundError): self.registry.alias(name, alias, None)
             return
+        if self.moves[name, alias][-1] is None:
+            with pytest.raises(RegistryError, match="means nothing already"): self.registry.alias(name, alias, None)
+            return
         self.registry.alias(name, alias, None)
         self.moves[name, alias].append(None)
 

@@ -1,5 +1,6 @@
 "What users do with a registry, rightly and wrongly: answers are right or refused in one line, never wrong in silence."
 import copy
+import math
 import os
 import pickle
 import warnings
@@ -63,7 +64,8 @@ def test_attributes_of_the_class_stay(registry):
 def test_parents_are_versions(one, tmp_path):
     one.alias("m", "champion")
     elsewhere = ModelRegistry(tmp_path / "other").register("far", model=linear(), config=CONFIG)
-    for given, meant in (("m@1.0", ["m@1.0.0"]), ("m", ["m@1.0.0"]), (["m@champion", elsewhere], ["m@1.0.0", "far@1.0.0"]), (one.get("m"), ["m@1.0.0"])):
+    good = [("m@1.0", ["m@1.0.0"]), ("m", ["m@1.0.0"]), (["m@champion", elsewhere], ["m@1.0.0", "far@1.0.0"]), (one.get("m"), ["m@1.0.0"])]
+    for given, meant in good:
         assert one.register("child", model=linear(), config=CONFIG, parents=given).parents == meant
     assert "m@1.0.0" in one.lineage("child").ancestors
     for wrong in ("zz@1", ["m@7"], [1], [one], 5):
@@ -92,7 +94,9 @@ def made(sign):
 
 def test_classes_of_one_name_are_told_apart(registry):
     x, models = torch.ones(1, 2), {}
-    for name, cls in (("a", Outer.Net), ("b", Other.Net)): models[name] = cls(2); registry.register(name, model=models[name], config={"n": 2})
+    for name, cls in (("a", Outer.Net), ("b", Other.Net)):
+        models[name] = cls(2)
+        registry.register(name, model=models[name], config={"n": 2})
     for name, model in models.items(): assert torch.equal(registry.load(name)(x), model(x))
     for name, cls in (("c", made(1)), ("d", made(-1))): registry.register(name, model=cls(2), config={"n": 2})
     with pytest.raises(RegistryError, match="which this process does not know"): registry.load("c")
@@ -110,7 +114,6 @@ def test_class_names_fit_the_outputs(registry):
 
 def test_what_loads_as_something_else_is_told(registry):
     model = create_model("resnet18", num_classes=3)
-    model.backbone.stem.norm.eps = 0.5 if hasattr(model.backbone.stem, "norm") else 0.5
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d): module.eps = 0.5
     with pytest.warns(UserWarning, match="loads as what the configuration builds"): registry.register("net", model=model)
@@ -134,7 +137,8 @@ def test_no_argument_is_dropped_in_silence(registry):
     registry.register("kw", model=model, config=config)
     assert torch.equal(registry.load("kw")(torch.ones(1, 2)), model(torch.ones(1, 2)))
     with pytest.warns(UserWarning, match="has no argument 'lr'"): registry.register("lin", model=linear(), config={**CONFIG, "lr": 0.1})
-    with pytest.warns(UserWarning, match="num_classes"): registry.register("net", model=create_model("resnet18", num_classes=3), config={"num_classes": 99})
+    net = create_model("resnet18", num_classes=3)
+    with pytest.warns(UserWarning, match="num_classes"): registry.register("net", model=net, config={"num_classes": 99})
 
 
 @pytest.mark.filterwarnings("default:.*no configuration builds")
@@ -175,7 +179,8 @@ def test_folders_that_one_may_not_read(one, tmp_path):
 
 
 @pytest.mark.parametrize("said", [
-    {"sort": "acuracy"}, {"metrics": "acuracy > 0.5"}, {"metrics": "acc=>0.9"}, {"metrics": "acc>0.5 and loss>2"}, {"limit": -1}, {"tags": [None]}], ids=str)
+    {"sort": "acuracy"}, {"metrics": "acuracy > 0.5"}, {"metrics": "acc=>0.9"}, {"metrics": "acc>0.5 and loss>2"}, {"limit": -1},
+    {"tags": [None]}], ids=str)
 def test_slips_in_a_search(one, said):
     with pytest.raises(RegistryError): one.search(**said)
 
@@ -183,13 +188,16 @@ def test_slips_in_a_search(one, said):
 def test_searches(one):
     one.register("m", model=linear(), config=CONFIG, metrics={"acc": 0.5, "loss": 0.1}, tags=["stage=prod", "rain"])
     assert [v.version for v in one.search(metrics="acc>0.1,loss<1")] == ["1.1.0"]
-    assert [v.version for v in one.search(tags={"stage": "dev"})] == ["1.0.0"] and [v.version for v in one.search(tags="rain")] == ["1.1.0"]
-    assert one.get("m", "1.0").metrics["loss"] != one.get("m", "1.0").metrics["loss"] and [v.version for v in one.search(sort="-acc")] == ["1.1.0", "1.0.0"]
+    assert [v.version for v in one.search(tags={"stage": "dev"})] == ["1.0.0"]
+    assert [v.version for v in one.search(tags="rain")] == ["1.1.0"]
+    assert [v.version for v in one.search(sort="-acc")] == ["1.1.0", "1.0.0"]
+    assert math.isnan(one.get("m", "1.0").metrics["loss"])
 
 
 @pytest.mark.parametrize("said", [
     {"version": 1.10}, {"version": ""}, {"tags": 5}, {"tags": [""]}, {"files": ["x"]}, {"files": {"a": b"", "A": b""}}, {"input_shape": 5},
-    {"input_shape": "1,2"}, {"input_shape": ["N", 2]}, {"input_shape": [1.5, 2]}, {"input_shape": [1, 3]}, {"metrics": {"a": 10**400}}, {"metrics": [1]},
+    {"input_shape": "1,2"}, {"input_shape": ["N", 2]}, {"input_shape": [1.5, 2]}, {"input_shape": [1, 3]},
+    {"metrics": {"a": 10**400}}, {"metrics": [1]},
     {"preprocessing": {"size": 3}}, {"class_names": len}, {"config": {"in_features": 2}}, {"model": nn.Linear, "config": {}},
     {"model": nn.Linear, "config": {"in_features": "x", "out_features": 2}}], ids=str)
 def test_wrong_registrations(registry, said):

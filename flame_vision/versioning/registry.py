@@ -81,7 +81,7 @@ def load_version(
     try: fill_strictly(unwrapped(built), state, str(found), built=not theirs)
     finally: verify()
     if isinstance(model, type) and said.module: KNOWN[said.module, said.architecture] = model
-    if said.module and said.architecture_digest not in (None, code_digest(built)): advise(f"{found}: the code of {said.architecture} has changed since it was registered")
+    if said.module and said.architecture_digest not in (None, code_digest(unwrapped(built))): advise(f"{found}: the code of {said.architecture} has changed since it was registered")
     return with_facts(built.to(device).eval(), found)
 
 # %% ../../nbs/versioning/640_registry.ipynb #9c6e7249
