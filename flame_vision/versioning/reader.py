@@ -145,12 +145,11 @@ class RegistryReader:
     ) -> str:
         "The version that is meant. Raises: VersionNotFoundError, RegistryError."
         number = spelled(wanted[:100])
+        if not number and wanted != "latest" and not re.search("[<>=~!]", wanted): number = self.aliases(name).get(wanted)
         if number and self.store.has(f"{name}/{number}/{MANIFEST}"):
             if stone := read_tombstone(self.store, f"{name}/{number}"): raise VersionNotFoundError(str(stone))
             return number
-        there, aliases = self.versions(name), {} if number or wanted == "latest" or re.search("[<>=~!]", wanted) else self.aliases(name)
-        if wanted in aliases and aliases[wanted] not in there: raise VersionNotFoundError(f"{name}@{wanted} means {aliases[wanted]}, which is not there any more: move the alias")
-        return choose_version(wanted, there, name, aliases)
+        return choose_version(number or wanted, self.versions(name), name)
 
     def __contains__(self, what: str | tuple[str, str]) -> bool:
         name, version = (what, None) if isinstance(what, str) else what
