@@ -214,7 +214,7 @@ def print_rows(
     widths: list[int] = []
     for row in rows:
         if not widths:
-            widths = [max(36 if i == 0 else 17 if k == "what" else 12, len(k) + 2) for i, k in enumerate(row)]
+            widths = [max(36 if i == 0 else 19 if k == "what" else 12, len(k) + 2) for i, k in enumerate(row)]
             print("".join(k.ljust(w) for k, w in zip(row, widths)).rstrip())
         print("".join(v.ljust(w) for v, w in zip(row.values(), widths)).rstrip(), flush=True)
 
