@@ -3,44 +3,15 @@ import json
 import os
 import random
 import resource
-import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
+from faults import filled, forked, kill_after
 from torch import nn
 
 from flame_vision.core.errors import CheckpointError
 from flame_vision.versioning import load_checkpoint, read_checkpoint, save_checkpoint
-
-
-def forked(work):
-    "Run `work(acknowledge)` in a child; gives its process id and the pipe that the acknowledgements come through."
-    out, into = os.pipe()
-    if child := os.fork():
-        os.close(into)
-        os.set_blocking(out, False)
-        return child, open(out, "rb")
-    try: work(lambda said: os.write(into, f"{said}\n".encode()))
-    except BaseException as e: os.write(2, f"writer: {e!r}\n".encode())
-    finally: os._exit(0)
-
-
-def filled(number):
-    "A network of 2 MB, all of whose weights are one number."
-    model = nn.Linear(512, 1024)
-    for p in model.parameters(): nn.init.constant_(p, number)
-    return model
-
-
-def kill_after(child, pipe, seconds, watch):
-    "Watch until the time is over, kill the child, and give what it had acknowledged."
-    end = time.monotonic() + seconds
-    while time.monotonic() < end: watch()
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return (pipe.read() or b"").decode().split("\n")[:-1]
 
 
 def kill_saves(folder, times):
@@ -57,6 +28,7 @@ def kill_saves(folder, times):
     for _ in range(times):
         start = check() + 1
         def write(acknowledge, start=start):
+            acknowledge(start - 1)
             for epoch in range(start, start + 10_000):
                 save_checkpoint(filled(epoch), epoch=epoch, path=path)
                 acknowledge(epoch)

@@ -2,16 +2,16 @@
 import builtins
 import functools
 import inspect
-import json
 import os
 import pathlib
 import pickle
 import random
 import subprocess
-import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
+import faults
 import numpy as np
 import pytest
 import timm.optim
@@ -30,15 +30,9 @@ from flame_vision.versioning.files import plain_values
 
 freely = inspect.unwrap  # a function as users have it: without the checks of types that tests add
 
-FAULTS = Path(__file__).with_name("checkpoint_faults.py")
 
 
-def in_process(task, *arguments):
-    "Run a task of `checkpoint_faults.py` in a fresh process, and give what it reports."
-    done = subprocess.run([sys.executable, FAULTS, task, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "writer:" not in done.stderr, done.stderr
-    return json.loads(done.stdout)
+in_process = partial(faults.in_process, "checkpoint_faults.py")
 
 
 def network(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))

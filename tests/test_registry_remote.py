@@ -2,14 +2,13 @@
 import importlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
 import warnings
 from contextlib import suppress
-from pathlib import Path
 
+import faults
 import fsspec
 import pytest
 import torch
@@ -31,7 +30,6 @@ from flame_vision.versioning.remote_stores import RemoteStore, open_store
 from flame_vision.versioning.stores import token_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no configuration builds")
-FAULTS = Path(__file__).with_name("versioning_faults.py")
 FILES = ["README.md", "manifest.json", "model.safetensors"]
 
 
@@ -61,10 +59,7 @@ def small(value=0.0):
 
 
 def in_process(task, root, options, *arguments, timeout=300):
-    asked = [sys.executable, "-W", "ignore", FAULTS, task, json.dumps({"root": root, **options}), *map(str, arguments)]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0 and "writer:" not in done.stderr, done.stderr
-    return json.loads(done.stdout)
+    return faults.in_process("versioning_faults.py", task, json.dumps({"root": root, **options}), *arguments, timeout=timeout)
 
 
 def live(registry):

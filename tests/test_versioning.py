@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import faults
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,15 +33,9 @@ from flame_vision.versioning.names import canonical_version, check_name
 from flame_vision.versioning.rebuild import Fields
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no configuration builds")
-FAULTS = Path(__file__).with_name("versioning_faults.py")
 
 
-def in_process(task, *arguments):
-    "Run a task of `versioning_faults.py` in a fresh process, and give what it reports."
-    done = subprocess.run([sys.executable, FAULTS, task, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "writer:" not in done.stderr, done.stderr
-    return json.loads(done.stdout)
+in_process = partial(faults.in_process, "versioning_faults.py")
 
 
 # Processes

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 
 import torch
+from faults import filled, forked, kill_after
 from torch import nn
 
 import flame_vision.versioning.rebuild  # noqa: F401  (once, and not in each child)
@@ -21,35 +22,6 @@ def opened(place):
     if not place.startswith("{"): return ModelRegistry(place)
     said = json.loads(place)
     return ModelRegistry(said.pop("root"), **said)
-
-
-def forked(work):
-    "Run `work(acknowledge)` in a child; gives its process id and the pipe that the acknowledgements come through."
-    out, into = os.pipe()
-    if child := os.fork():
-        os.close(into)
-        os.set_blocking(out, False)
-        return child, open(out, "rb")
-    try: work(lambda said: os.write(into, f"{said}\n".encode()))
-    except BaseException as e: os.write(2, f"writer: {e!r}\n".encode())
-    finally: os._exit(0)
-
-
-def filled(number):
-    "A network of 2 MB, all of whose weights are one number."
-    model = nn.Linear(512, 1024)
-    for p in model.parameters(): nn.init.constant_(p, number)
-    return model
-
-
-def kill_after(child, pipe, seconds, watch):
-    "Watch until the time is over that began with the child's first word, kill the child, and give what it had acknowledged."
-    while not (said := pipe.read()): time.sleep(0.001)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end: watch()
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return (said + (pipe.read() or b"")).decode().split("\n")[:-1]
 
 
 def kill_registrations(place, times, longest=25):
