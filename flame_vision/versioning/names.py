@@ -8,7 +8,7 @@ __all__ = ['NAME', 'DEVICE', 'parsed', 'check_name', 'spelled', 'is_version', 'c
 
 # %% ../../nbs/versioning/604_names.ipynb #48dc5fc6
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
@@ -91,10 +91,8 @@ def choose_version(
     wanted: str,          # An exact version, `latest`, or a range such as `>=1.2,<2`
     there: Iterable[str], # Versions that there are
     name: str,            # Their model, for messages
-    aliases: Mapping[str, str] | None = None, # Versions by alias
 ) -> str:
     "The newest version that is meant. Raises: VersionNotFoundError that lists what there is; RegistryError for what means nothing."
-    if aliases and wanted in aliases: wanted = aliases[wanted]
     ordered = sorted(there, key=parsed)
     shown = ", ".join(ordered[-6:][::-1]) or "none"
     fits = meant(wanted, name, shown)
